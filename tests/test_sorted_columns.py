@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from clipbranches_widget.boxes import CodeRange, LeafBox
+from clipbranches_widget.column_model import (
+    ColumnModel,
+    default_column_model,
+    equi_depth_edges,
+    spread_columns,
+    vocabulary,
+)
+from clipbranches_widget.errors import CatalogCorruptError
+from clipbranches_widget.sorted_columns import SortedColumns, build_sorted_columns, sort_column
+
+
+def unit_rows(rng, n, dim=16):
+    rows = rng.normal(size=(n, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class WordTower:
+    """A text tower that gives every phrase a fixed random direction."""
+
+    def encode_text(self, texts):
+        vectors = [unit_rows(np.random.default_rng(list(text.encode())), 1)[0] for text in texts]
+        return np.stack(vectors)
+
+
+@given(hnp.arrays(np.uint8, st.integers(1, 300)))
+def test_sorted_column_lists_each_code_in_row_order(codes):
+    order, offsets = sort_column(codes)
+    assert order.dtype == np.uint32
+    assert offsets[0] == 0
+    assert offsets[-1] == len(codes)
+    for code in range(256):
+        rows = order[offsets[code] : offsets[code + 1]]
+        assert np.array_equal(rows, np.flatnonzero(codes == code))
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 200))), st.data())
+def test_posting_list_and_count_equal_the_scan(codes, data):
+    index = SortedColumns.from_codes(codes)
+    column = data.draw(st.integers(0, codes.shape[0] - 1))
+    low = data.draw(st.integers(0, 255))
+    code_range = CodeRange(column, low, data.draw(st.integers(low + 1, 256)))
+    expected = np.flatnonzero((codes[column] >= low) & (codes[column] < float(code_range.high)))
+    assert index.count(code_range) == len(expected)
+    assert np.array_equal(np.sort(index.posting_list(code_range)), expected)
+
+
+def test_narrowest_range_reads_fewest_rows():
+    codes = np.array([[0, 0, 0, 9], [5, 6, 7, 8]], dtype=np.uint8)
+    index = SortedColumns.from_codes(codes)
+    box = LeafBox.from_bounds({0: (0, 5), 1: (8, 256)})
+    assert index.narrowest(box) == CodeRange(1, 8, 256)
+    assert index.narrowest(LeafBox.from_bounds({})) is None
+
+
+@settings(max_examples=15)
+@given(st.sampled_from([1, 2, 9, 300]), st.integers(0, 2**32 - 1))
+def test_a_code_holds_the_values_between_its_edges(n, seed):
+    embeddings = unit_rows(np.random.default_rng(seed), n)
+    model = default_column_model(embeddings, encoder=None, n_columns=8)
+    values, codes = model.values(embeddings), model.codes(embeddings)
+    for column, edges in enumerate(model.edges):
+        assert np.all(np.diff(edges) >= 0)
+        bounds = np.concatenate([[-np.inf], edges, [np.inf]])
+        at = codes[column].astype(int)
+        assert np.all(bounds[at] <= values[:, column])
+        assert np.all(values[:, column] < bounds[at + 1])
+
+
+def test_edges_cut_a_continuous_column_into_equal_shares(rng):
+    values = rng.normal(size=(25_600, 1)).astype(np.float32)
+    codes = np.searchsorted(equi_depth_edges(values)[0], values[:, 0], side="right")
+    counts = np.bincount(codes, minlength=256)
+    assert counts.max() <= 101
+    assert counts.min() >= 99
+
+
+def test_constant_column_has_one_code():
+    assert np.unique(np.searchsorted(equi_depth_edges(np.ones((9, 1), np.float32))[0], [1])).size
+
+
+def test_concept_columns_come_from_the_vocabulary_and_differ(rng):
+    embeddings = unit_rows(rng, 500)
+    model = default_column_model(embeddings, encoder=WordTower(), n_columns=64)
+    assert model.kind == "concepts"
+    assert set(model.names) <= set(vocabulary())
+    assert len(set(model.names)) == model.n_columns
+    assert 16 <= model.n_columns <= 64
+
+
+def test_centroids_are_named_by_the_nearest_caption(rng):
+    embeddings = unit_rows(rng, 5)
+    captions = ["a", "b", "c", "d", ""]
+    model = default_column_model(embeddings, encoder=None, captions=captions)
+    assert model.kind == "centroids"
+    assert sorted(model.names) == ["like 'a'", "like 'b'", "like 'c'", "like 'd'", "like row 4"]
+
+
+def test_spread_columns_prefers_independent_columns(rng):
+    base = rng.normal(size=(200, 3))
+    values = np.column_stack([base[:, 0], base[:, 0] * 2 + 1, base[:, 1], base[:, 2], np.ones(200)])
+    assert set(spread_columns(values.astype(np.float32), 5).tolist()) in ({0, 2, 3}, {1, 2, 3})
+    assert spread_columns(np.ones((4, 3), np.float32), 2).tolist() == [0]
+
+
+def test_model_survives_the_disk_and_refuses_other_arrays(tmp_path, rng):
+    model = default_column_model(unit_rows(rng, 300), encoder=None, n_columns=8)
+    model.save(tmp_path)
+    assert ColumnModel.open(tmp_path).hash == model.hash
+    np.savez(tmp_path / "columns.npz", anchors=model.anchors, edges=model.edges + 1)
+    with pytest.raises(CatalogCorruptError, match=r"columns\.npz does not belong to columns\.json"):
+        ColumnModel.open(tmp_path)
+    (tmp_path / "columns.npz").write_bytes(b"not a zip")
+    with pytest.raises(CatalogCorruptError, match="expected arrays 'anchors' and 'edges'"):
+        ColumnModel.open(tmp_path)
+
+
+def test_index_on_disk_equals_the_index_in_memory(tmp_path, rng):
+    embeddings = unit_rows(rng, 1000).astype(np.float16)
+    model = default_column_model(embeddings, encoder=None, n_columns=8)
+    seen = []
+    build_sorted_columns(embeddings, model, tmp_path, progress=lambda *at: seen.append(at))
+    opened = SortedColumns.open(tmp_path, n_columns=8, n_rows=1000)
+    expected = SortedColumns.from_codes(model.codes(embeddings))
+    assert np.array_equal(opened.codes, expected.codes)
+    assert np.array_equal(opened.order, expected.order)
+    assert np.array_equal(opened.offsets, expected.offsets)
+    assert not opened.codes.flags.writeable
+    assert seen[-1] == (8, 8)
+    with pytest.raises(CatalogCorruptError, match=r"codes\.npy"):
+        SortedColumns.open(tmp_path, n_columns=8, n_rows=999)
