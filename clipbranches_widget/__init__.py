@@ -1,3 +1,76 @@
-"""Find every image of something: text search, a few yes / no, readable boxes."""
+"""Find every image of something in a big collection: text search, a few yes / no, readable boxes.
+
+>>> import clipbranches_widget as cb
+>>> catalog = cb.demo()                      # doctest: +SKIP
+>>> session = cb.Session(catalog)            # doctest: +SKIP
+>>> session.search("animals with wings")     # doctest: +SKIP
+>>> cb.Explorer(session)                     # doctest: +SKIP
+
+Names load when they are first used: importing this package imports nothing heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.demo_catalog import demo
+    from clipbranches_widget.diagnostics import doctor
+    from clipbranches_widget.encoder import OpenClipEncoder, bundled_encoder
+    from clipbranches_widget.errors import ClipBranchesError
+    from clipbranches_widget.explorer import Explorer
+    from clipbranches_widget.ingest import from_embeddings, index
+    from clipbranches_widget.labels import LabelSet
+    from clipbranches_widget.result import Branch, Result
+    from clipbranches_widget.session import Session
+
+    open = Catalog.open
+
+_HOME = {
+    "Branch": "result",
+    "Catalog": "catalog",
+    "ClipBranchesError": "errors",
+    "Explorer": "explorer",
+    "LabelSet": "labels",
+    "OpenClipEncoder": "encoder",
+    "Result": "result",
+    "Session": "session",
+    "bundled_encoder": "encoder",
+    "demo": "demo_catalog",
+    "doctor": "diagnostics",
+    "from_embeddings": "ingest",
+    "index": "ingest",
+    "open": "catalog",
+}
+
+__all__ = [
+    "Branch",
+    "Catalog",
+    "ClipBranchesError",
+    "Explorer",
+    "LabelSet",
+    "OpenClipEncoder",
+    "Result",
+    "Session",
+    "bundled_encoder",
+    "demo",
+    "doctor",
+    "from_embeddings",
+    "index",
+    "open",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_HOME[name]}")
+    return module.Catalog.open if name == "open" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted([*__all__, "__version__"])

@@ -180,7 +180,8 @@ class Result:
         )
         items = self.catalog.items.drop_columns(["row"]).take(self.rows).to_pandas()
         items = items.rename(columns={"uri": "path"})
-        return pd.concat([frame, items], axis="columns")
+        joined: pd.DataFrame = pd.concat([frame, items], axis="columns")
+        return joined
 
     def __repr__(self) -> str:
         """Return one line: what it is, how many, how long."""

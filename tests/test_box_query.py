@@ -10,7 +10,7 @@ from clipbranches_widget.box_query import plan_box, rows_above, rows_in_boxes, r
 from clipbranches_widget.boxes import LeafBox, union_mask
 from clipbranches_widget.errors import RefineError
 from clipbranches_widget.sorted_columns import SortedColumns
-from clipbranches_widget.trees import TreeEnsemble, fit_forest, predict_margins
+from clipbranches_widget.trees import KERNEL_ROWS, TreeEnsemble, fit_forest, predict_margins
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -61,6 +61,16 @@ def test_margins_equal_booster_predict_bit_for_bit(data):
     ours = TreeEnsemble.from_booster(booster).margins(codes)
     assert np.array_equal(ours, expected)
     assert np.array_equal(predict_margins(booster, codes), expected)
+
+
+@SLOW
+@given(st.data())
+def test_the_compiled_kernel_sums_the_same_bits(data):
+    codes = data.draw(catalogs())
+    booster = data.draw(boosters(codes))
+    ensemble = TreeEnsemble.from_booster(booster)
+    wide = np.tile(codes, KERNEL_ROWS // codes.shape[1] + 1)
+    assert np.array_equal(ensemble.margins(wide)[: codes.shape[1]], predict_margins(booster, codes))
 
 
 @SLOW

@@ -1,0 +1,184 @@
+"""The command line ``clipbranches`` (layer 6): arguments in, text out, no numerics."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipbranches_widget import __version__
+from clipbranches_widget.errors import ClipBranchesError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+QUICKSTART = "quickstart.ipynb"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 an error that was explained, 2 usage."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except ClipBranchesError as error:
+        print(f"clipbranches: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("clipbranches: stopped", file=sys.stderr)
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clipbranches",
+        description="Find every image of something: build, search and explore image catalogs.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo", help="build the demo catalog if it is missing, open JupyterLab on the quickstart"
+    )
+    demo.add_argument("--no-browser", action="store_true", help="print the address instead")
+    demo.add_argument("--port", type=int, default=8888, help="first port to try (default 8888)")
+    demo.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("clipbranches-demo"),
+        help="where the notebooks are copied to (default ./clipbranches-demo)",
+    )
+    demo.set_defaults(run=_demo)
+
+    index = commands.add_parser("index", help="embed a folder of images into a new catalog")
+    index.add_argument("source", type=Path, metavar="SOURCE", help="folder with images")
+    index.add_argument("catalog", type=Path, metavar="CATALOG", help="new folder, NAME.cbcat")
+    index.add_argument("--model", default="ViT-B-32", help="open_clip model (default ViT-B-32)")
+    index.add_argument(
+        "--pretrained",
+        default="laion2b_s34b_b79k",
+        help="open_clip tag or a checkpoint file (default laion2b_s34b_b79k)",
+    )
+    index.add_argument(
+        "--demo-encoder",
+        action="store_true",
+        help="use the bundled demo model for icons: offline, but not meant for photographs",
+    )
+    index.add_argument("--batch-size", type=int, default=64, help="images a batch (default 64)")
+    index.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    index.add_argument("--quiet", action="store_true", help="no progress bar")
+    index.set_defaults(run=_index)
+
+    info = commands.add_parser("info", help="say what a catalog holds, as JSON")
+    info.add_argument("catalog", type=Path, metavar="CATALOG")
+    info.add_argument("--verify", action="store_true", help="read every file, check its checksum")
+    info.set_defaults(run=_info)
+
+    search = commands.add_parser("search", help="print the images nearest to a text")
+    search.add_argument("catalog", type=Path, metavar="CATALOG")
+    search.add_argument("text", metavar="TEXT")
+    search.add_argument("-k", type=int, default=10, help="how many (default 10)")
+    search.set_defaults(run=_search)
+
+    doctor = commands.add_parser("doctor", help="say what is installed and what is wrong with it")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from jupyterlab.labapp import LabApp
+
+    from clipbranches_widget.demo_catalog import demo
+
+    catalog = demo()
+    print(catalog)
+    folder = copy_notebooks(arguments.folder)
+    options = [
+        f"--ServerApp.root_dir={folder}",
+        f"--LabApp.default_url=/lab/tree/{QUICKSTART}",
+        f"--port={arguments.port}",
+    ]
+    if arguments.no_browser:
+        options.append("--no-browser")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        print("clipbranches: running as root, so JupyterLab is told to allow it", file=sys.stderr)
+        options.append("--allow-root")
+    LabApp.launch_instance(argv=options)
+    return 0
+
+
+def copy_notebooks(folder: Path) -> Path:
+    """Copy the package's notebooks into `folder`; files that are there already are kept."""
+    folder = folder.expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for notebook in sorted(_notebooks().glob("*.ipynb")):
+        if not (folder / notebook.name).exists():
+            shutil.copyfile(notebook, folder / notebook.name)
+    return folder
+
+
+def _notebooks() -> Path:
+    """Return the folder of notebooks: inside an installed package, or beside a checkout's."""
+    package = Path(__file__).parent
+    for folder in (package / "notebooks", package.parent / "notebooks"):
+        if (folder / QUICKSTART).is_file():
+            return folder
+    raise ClipBranchesError(
+        f"expected {QUICKSTART} beside the package in {package}, found none: "
+        "install clipbranches_widget again"
+    )
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.encoder import bundled_encoder
+    from clipbranches_widget.ingest import index
+
+    catalog = index(
+        arguments.source,
+        arguments.catalog,
+        model=arguments.model,
+        pretrained=arguments.pretrained,
+        encoder=bundled_encoder() if arguments.demo_encoder else None,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        progress=not arguments.quiet,
+    )
+    print(catalog)
+    for uri, reason in zip(*catalog.skipped.to_pydict().values(), strict=True):
+        print(f"skipped {uri}: {reason}", file=sys.stderr)
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.catalog import Catalog
+
+    catalog = Catalog.open(arguments.catalog)
+    if arguments.verify:
+        catalog.verify()
+    print(json.dumps(catalog.info(), indent=2, ensure_ascii=False, default=str))
+    return 0
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.encoder import load_encoder
+    from clipbranches_widget.search import query_vector, search
+
+    catalog = Catalog.open(arguments.catalog)
+    vector, words = query_vector(catalog, load_encoder(catalog.encoder_info), text=arguments.text)
+    hits = search(catalog, vector, arguments.k, query_text=words)
+    for row, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True):
+        uri = catalog.items["uri"][row].as_py()
+        print(f"{score:.4f}\t{row}\t{uri}\t{catalog.caption(row)}")
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from clipbranches_widget.diagnostics import doctor
+
+    print(doctor())
+    return 0

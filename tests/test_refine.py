@@ -1,0 +1,241 @@
+"""A round on clustered catalogs: exact against the full scan, and defined in every corner."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from clipbranches_widget.boxes import union_mask
+from clipbranches_widget.catalog_index import CatalogIndex
+from clipbranches_widget.errors import Cancelled, RefineError
+from clipbranches_widget.ingest import from_embeddings
+from clipbranches_widget.labels import LabelSet
+from clipbranches_widget.refine import MIN_NEAREST, learn, refine
+from clipbranches_widget.teacher import logit_to_score, score_to_logit
+
+N_CLUSTERS = 40
+
+
+def clustered(rng, n, dim=32):
+    centres = rng.normal(size=(N_CLUSTERS, dim))
+    cluster = rng.integers(0, N_CLUSTERS, n)
+    return centres[cluster] + 0.7 * rng.normal(size=(n, dim)), cluster
+
+
+@pytest.fixture
+def build(tmp_path):
+    def _build(embeddings, *, rows_per_shard=1_000_000):
+        path = tmp_path / f"c{len(list(tmp_path.iterdir()))}.cbcat"
+        catalog = from_embeddings(
+            embeddings.astype(np.float32), path, rows_per_shard=rows_per_shard
+        )
+        return CatalogIndex(catalog)
+
+    return _build
+
+
+def some_labels(cluster, wanted=0, n_yes=8, n_no=8):
+    return LabelSet(
+        np.flatnonzero(cluster == wanted)[:n_yes], np.flatnonzero(cluster != wanted)[:n_no]
+    )
+
+
+def full_scan(index, model, labels):
+    """The answer without any index: every embedding scored, every code compared."""
+    everything = np.arange(len(index.catalog))
+    embeddings = index.catalog.embeddings.astype(np.float32)
+    codes = np.concatenate([part.columns.codes for part in index.shards], axis=1)
+    admitted = union_mask(model.boxes, codes)
+    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    similarity = units.astype(np.float64) @ model.teacher.direction.astype(np.float64)
+    admitted[np.lexsort((everything, -similarity))[: model.n_nearest]] = True
+    scores = logit_to_score(model.teacher.logits(embeddings))
+    wanted = admitted & (scores >= np.float32(model.threshold))
+    wanted[labels.positive], wanted[labels.negative] = True, False
+    scores[labels.positive] = np.maximum(scores[labels.positive], np.float32(model.threshold))
+    rows = np.flatnonzero(wanted)
+    return rows[np.lexsort((rows, -scores[rows]))], scores
+
+
+@pytest.mark.parametrize("n", [1, 2, 30, 999, 3_000])
+@pytest.mark.parametrize("threshold", [None, 0.2, 0.9])
+def test_the_answer_equals_the_full_scan(build, rng, n, threshold):
+    embeddings, cluster = clustered(rng, n)
+    index = build(embeddings)
+    labels = some_labels(cluster, wanted=int(cluster[0]))
+    model = learn(index, labels=labels, threshold=threshold)
+    result = refine(index, labels=labels, threshold=threshold)
+    rows, scores = full_scan(index, model, labels)
+    assert np.array_equal(result.rows, rows)
+    assert np.array_equal(result.scores, scores[rows])
+    codes = np.concatenate([part.columns.codes for part in index.shards], axis=1)
+    assert np.array_equal(result.margins, model.forest.margins(codes)[rows])
+
+
+def test_shards_do_not_change_the_answer(build, rng):
+    embeddings, cluster = clustered(rng, 2_000)
+    labels = some_labels(cluster)
+    whole = refine(build(embeddings), labels=labels)
+    parts = build(embeddings, rows_per_shard=300)
+    assert len(parts.shards) == 7
+    split = refine(parts, labels=labels)
+    assert np.array_equal(whole.rows, split.rows)
+    assert np.array_equal(whole.scores, split.scores)
+    assert np.array_equal(whole.margins, split.margins)
+    assert [str(b) for b in whole.branches] == [str(b) for b in split.branches]
+
+
+def test_a_sampled_catalog_is_still_exact_and_finds_the_cluster(build, rng):
+    embeddings, cluster = clustered(rng, 24_000)
+    index = build(embeddings)
+    labels = some_labels(cluster, n_yes=15, n_no=15)
+    model = learn(index, labels=labels)
+    assert model.sample.is_random.sum() == 5_000
+    result = refine(index, labels=labels)
+    rows, _ = full_scan(index, model, labels)
+    assert np.array_equal(result.rows, rows)
+    truth = np.flatnonzero(cluster == 0)
+    found = np.isin(result.rows, truth)
+    assert found.mean() > 0.9
+    assert found.sum() > 0.9 * len(truth)
+    assert result.n_touched < len(index.catalog)
+
+
+def test_branches_count_what_they_admit_and_own_their_rows(build, rng):
+    embeddings, cluster = clustered(rng, 3_000)
+    index = build(embeddings)
+    labels = some_labels(cluster)
+    result = refine(index, labels=labels)
+    codes = index.shards[0].columns.codes
+    assert result.branches
+    assert np.all(result.branch_ids >= 0)
+    for branch in result.branches:
+        members = result.rows[result.branch_ids == branch.id]
+        if branch.box is None:
+            continue
+        inside = np.flatnonzero(branch.box.contains(codes))
+        assert branch.n_rows == len(inside)
+        assert branch.n_positive == np.isin(labels.positive, inside).sum()
+        assert branch.n_negative == np.isin(labels.negative, inside).sum()
+        assert np.isin(members, inside).all()
+        assert any(name in branch.text for name in index.model.names)
+
+
+def test_same_seed_same_answer_and_other_seed_another_forest(build, rng):
+    embeddings, cluster = clustered(rng, 2_000)
+    index, labels = build(embeddings), some_labels(cluster)
+    first, again = refine(index, labels=labels, seed=3), refine(index, labels=labels, seed=3)
+    assert np.array_equal(first.rows, again.rows)
+    assert np.array_equal(first.scores, again.scores)
+    assert np.array_equal(first.margins, again.margins)
+    other = refine(index, labels=labels, seed=4)
+    assert {b.text for b in other.branches} != {b.text for b in first.branches}
+
+
+def test_labelled_rows_are_as_labelled_whatever_the_model_thinks(build, rng):
+    embeddings, cluster = clustered(rng, 1_000)
+    index = build(embeddings)
+    members, others = np.flatnonzero(cluster == 0), np.flatnonzero(cluster != 0)
+    labels = LabelSet([*members[:6], others[0]], [*members[6:8], *others[1:5]])
+    result = refine(index, labels=labels)
+    assert np.isin(labels.positive, result.rows).all()
+    assert not np.isin(labels.negative, result.rows).any()
+
+
+def test_everything_labelled_gives_back_the_yes_rows(build, rng):
+    embeddings, cluster = clustered(rng, 60)
+    labels = LabelSet(np.flatnonzero(cluster < 9), np.flatnonzero(cluster >= 9))
+    result = refine(build(embeddings), labels=labels)
+    assert sorted(result) == labels.positive.tolist()
+
+
+def test_contradictory_twins_each_stay_as_labelled(build, rng):
+    embeddings, _ = clustered(rng, 200)
+    embeddings[1] = embeddings[0]
+    result = refine(build(embeddings), labels=LabelSet([0], [1]))
+    assert 0 in result
+    assert 1 not in result
+
+
+def test_all_rows_equal_is_one_group(build):
+    result = refine(build(np.ones((50, 8))), labels=LabelSet([3], []))
+    assert 3 in result
+    assert np.isfinite(result.scores).all()
+
+
+def test_only_yes_labels_work_and_the_notes_ask_for_no(build, rng):
+    embeddings, cluster = clustered(rng, 2_000)
+    result = refine(build(embeddings), labels=some_labels(cluster, n_yes=3, n_no=0))
+    assert np.mean(cluster[result.rows] == 0) > 0.5
+    assert any("no image is marked no" in note for note in result.notes)
+
+
+def test_a_query_without_yes_labels_stands_in(build, rng):
+    embeddings, cluster = clustered(rng, 2_000)
+    index = build(embeddings)
+    query = embeddings[cluster == 0].mean(axis=0).astype(np.float32)
+    result = refine(index, labels=LabelSet([], np.flatnonzero(cluster == 1)[:3]), query=query)
+    assert len(result)
+    assert np.mean(cluster[result.rows[:20]] == 0) > 0.9
+    assert any("the query stood in" in note for note in result.notes)
+
+
+def test_nothing_to_learn_from_says_what_to_do(build, rng):
+    index = build(clustered(rng, 50)[0])
+    with pytest.raises(RefineError, match="mark an image yes, then refine"):
+        refine(index, labels=LabelSet([], [1]))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -3.0, float("nan")])
+def test_thresholds_outside_0_and_1_are_refused(build, rng, threshold):
+    index = build(clustered(rng, 50)[0])
+    with pytest.raises(RefineError, match="expected a threshold between 0 and 1"):
+        refine(index, labels=LabelSet([1], []), threshold=threshold)
+
+
+def test_a_higher_threshold_returns_a_part_of_the_ranking(build, rng):
+    embeddings, cluster = clustered(rng, 2_000)
+    index, labels = build(embeddings), some_labels(cluster)
+    loose, strict = (refine(index, labels=labels, threshold=t) for t in (0.3, 0.8))
+    assert len(labels.positive) <= len(strict) < len(loose)
+    assert np.all(strict.scores >= np.float32(0.8))
+
+
+@pytest.mark.parametrize("stage", ["teacher", "sample", "trees", "boxes", "index", "rank"])
+def test_progress_names_each_stage_and_cancel_stops_before_it(build, rng, stage):
+    embeddings, cluster = clustered(rng, 300)
+    index, labels = build(embeddings), some_labels(cluster)
+    seen, cancel = [], threading.Event()
+
+    def progress(name, fraction):
+        seen.append((name, fraction))
+        if stages.index(name) + 1 == stages.index(stage):
+            cancel.set()
+
+    stages = ["teacher", "sample", "trees", "boxes", "index", "rank"]
+    if stage == "teacher":
+        cancel.set()
+    with pytest.raises(Cancelled, match="labels and results are as before"):
+        refine(index, labels=labels, progress=progress, cancel=cancel)
+    assert [name for name, _ in seen] == stages[: stages.index(stage)]
+    assert all(0 <= fraction < 1 for _, fraction in seen)
+
+
+def test_timings_cover_the_stages(build, rng):
+    embeddings, cluster = clustered(rng, 300)
+    timings = refine(build(embeddings), labels=some_labels(cluster)).timings
+    stages = [seconds for name, seconds in timings.items() if name != "total"]
+    assert len(stages) == 6
+    assert sum(stages) <= timings["total"] + 1e-3
+
+
+@pytest.mark.parametrize("score", [0.1, 0.5, 0.75, 0.999])
+def test_scores_and_logits_are_inverse(score):
+    logit = np.array([score_to_logit(score)], dtype=np.float32)
+    assert logit_to_score(logit)[0] == pytest.approx(score, rel=1e-5)
+
+
+def test_near_rows_complement_the_boxes_within_bounds(build, rng):
+    embeddings, cluster = clustered(rng, 3_000)
+    model = learn(build(embeddings), labels=some_labels(cluster))
+    assert model.n_nearest >= MIN_NEAREST
