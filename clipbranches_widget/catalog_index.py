@@ -20,10 +20,19 @@ from clipbranches_widget.sorted_columns import SortedColumns
 from clipbranches_widget.vector_index import VectorIndex, ranked
 
 
+def open_vector_index(catalog: Catalog, shard: Shard) -> VectorIndex:
+    """Return the vector index of one shard; opened once per catalog object."""
+    return catalog.opened(
+        ("vectors", shard.number),
+        lambda: VectorIndex.open(shard.file("vectors.usearch"), shard.embeddings),
+    )
+
+
 @dataclass(frozen=True)
 class ShardIndex:
-    """One shard's column index, vector index and embeddings, opened when first used."""
+    """One shard's column index and vector index, opened when first used."""
 
+    catalog: Catalog
     shard: Shard
     n_columns: int
 
@@ -37,7 +46,7 @@ class ShardIndex:
     @cached_property
     def vectors(self) -> VectorIndex:
         """The vector index."""
-        return VectorIndex.open(self.shard.file("vectors.usearch"), self.shard.embeddings)
+        return open_vector_index(self.catalog, self.shard)
 
 
 class CatalogIndex:
@@ -51,7 +60,9 @@ class CatalogIndex:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.model = ColumnModel.open(catalog.path)
-        self.shards = tuple(ShardIndex(shard, self.model.n_columns) for shard in catalog.shards)
+        self.shards = tuple(
+            ShardIndex(catalog, shard, self.model.n_columns) for shard in catalog.shards
+        )
         self._first_rows = np.array([shard.first_row for shard in catalog.shards], dtype=np.int64)
 
     def nearest(

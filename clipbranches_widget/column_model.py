@@ -224,13 +224,15 @@ def _centroid_anchors(
 ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Cluster the sample and name each centroid by the row nearest to it."""
     from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
 
     distinct = np.unique(sample, axis=0)
     if len(distinct) <= n_columns:
         centroids = distinct
     else:
         kmeans = MiniBatchKMeans(n_columns, random_state=seed, n_init=1, batch_size=4096)
-        centroids = kmeans.fit(sample).cluster_centers_.astype(np.float32)
+        with threadpool_limits(1):  # batches are small: threads only wait for each other
+            centroids = kmeans.fit(sample).cluster_centers_.astype(np.float32)
     norms = np.linalg.norm(centroids, axis=1, keepdims=True)
     anchors = np.ascontiguousarray(centroids / np.where(norms > 0, norms, 1), dtype=np.float32)
     nearest = sample_rows[(sample @ anchors.T).argmax(axis=0)]

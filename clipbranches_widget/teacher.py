@@ -93,6 +93,7 @@ def _fit(
 ) -> Teacher:
     """Fit one weighted logistic regression; each group of rows shares its mass equally."""
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     queries = np.empty((0, positives.shape[1]), np.float32) if query is None else query[None, :]
     groups = [
@@ -109,5 +110,6 @@ def _fit(
     target = np.concatenate([np.full(len(r), is_positive) for r, _, is_positive in groups])
     weights = np.concatenate([np.full(len(r), mass / len(r)) for r, mass, _ in groups])
     model = LogisticRegression(C=REGULARISATION_C, max_iter=1000)
-    model.fit(rows, target, sample_weight=weights)
+    with threadpool_limits(1):  # a few thousand rows: threads only wait for each other
+        model.fit(rows, target, sample_weight=weights)
     return Teacher(model.coef_[0].astype(np.float32), float(model.intercept_[0]))

@@ -1,0 +1,385 @@
+"""A catalog on disk: its manifest, shards, items and images (layer 2). Metadata, no queries.
+
+A catalog is a folder, by custom named ``*.cbcat``::
+
+    catalog.json            manifest: see `clipbranches_widget.manifest`
+    columns.json, .npz      the column model, one for all shards
+    skipped.parquet         images that could not be read: uri, reason
+    shards/0000/
+        items.parquet       row (int64, catalog-wide), uri, caption (string), width, height
+                            (int32), content_hash (string), then the user's columns
+        embeddings.npy      (n, dim) float16, norm 1
+        vectors.usearch     HNSW graph, key = local row
+        codes.npy, order.npy, offsets.npy    the column index
+        thumbnails.bin, thumbnails.npy       WebP bytes and (n + 1,) int64 offsets
+
+Row ids are catalog-wide and permanent: row r of a shard that starts at row s is its local row
+r - s. Nothing in the folder is ever changed in place. `Catalog.open` looks at every file but
+reads only a bounded sample of each; `Catalog.verify` reads everything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clipbranches_widget.encoder import EncoderInfo
+from clipbranches_widget.errors import (
+    CatalogNotFoundError,
+    EncoderError,
+    ImageReadError,
+    QueryError,
+)
+from clipbranches_widget.images import read_image, resolve
+from clipbranches_widget.integrity import (
+    EMBEDDINGS_FILE,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    SKIPPED_FILE,
+    check_catalog,
+    check_content,
+    pieces,
+    read_manifest,
+)
+from clipbranches_widget.manifest import Manifest
+from clipbranches_widget.storage import open_array
+from clipbranches_widget.thumbnails import (
+    THUMBNAIL_PX,
+    ThumbnailCache,
+    ThumbnailPack,
+    thumbnail_webp,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from PIL import Image
+
+    from clipbranches_widget.encoder import Encoder
+
+__all__ = ["EMBEDDINGS_FILE", "Catalog", "Shard"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A self-contained part of a catalog.
+
+    Attributes
+    ----------
+    number
+        Position in ``Catalog.shards``.
+    path
+        Its folder.
+    first_row, n_rows
+        It holds the catalog rows ``first_row <= row < first_row + n_rows``.
+    dim
+        Length of an embedding.
+    """
+
+    number: int
+    path: Path
+    first_row: int
+    n_rows: int
+    dim: int
+
+    @cached_property
+    def embeddings(self) -> NDArray[np.float16]:
+        """The unit-norm embeddings, (n_rows, dim) float16, memory-mapped read-only."""
+        shape = (self.n_rows, self.dim)
+        return open_array(self.file(EMBEDDINGS_FILE), dtype=np.float16, shape=shape)
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the shard's files."""
+        return self.path / name
+
+
+class Catalog:
+    """Images with their embeddings and indexes, read-only. Create it with `Catalog.open`.
+
+    Safe to use from several threads. Two objects opened on the same folder are independent.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.shards: tuple[Shard, ...] = tuple(
+            Shard(number, path / entry.folder, entry.first_row, entry.n_rows, manifest.dim)
+            for number, entry in enumerate(manifest.shards)
+        )
+        self._first_rows = np.array([s.first_row for s in self.shards], dtype=np.int64)
+        self._opened: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Catalog:
+        """Open a catalog folder and check that its pieces belong together.
+
+        Existence, size, a sampled fingerprint and the header of every file are checked, at a
+        cost of at most 4 MiB read per file. `verify` reads everything.
+
+        Raises
+        ------
+        CatalogNotFoundError
+            No catalog at `path`.
+        CatalogCorruptError
+            A piece is missing, damaged or belongs to another catalog, or the format is newer;
+            the message names the piece and the repair.
+        """
+        folder = Path(path).expanduser().absolute()
+        if not (folder / MANIFEST_FILE).is_file():
+            raise CatalogNotFoundError(
+                f"expected a catalog (a folder with {MANIFEST_FILE}) at {folder}, found "
+                f"{'another folder' if folder.is_dir() else 'none'}: build one with "
+                "clipbranches_widget.index(images, path) or clipbranches_widget.demo()"
+            )
+        manifest = read_manifest(folder)
+        check_catalog(folder, manifest)
+        return cls(folder, manifest)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.manifest.n_rows
+
+    def __repr__(self) -> str:
+        """Return one line: path, size, model."""
+        model = self.encoder_info.model or "no encoder"
+        shards = "1 shard" if len(self.shards) == 1 else f"{len(self.shards)} shards"
+        return f"<Catalog {self.path.name}: {len(self):,} images, {model} ({self.dim}-d), {shards}>"
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.manifest.dim
+
+    @property
+    def encoder_info(self) -> EncoderInfo:
+        """The model that made the embeddings; kind "none" where it is not known."""
+        return EncoderInfo(**self.manifest.encoder)
+
+    @property
+    def column_model_hash(self) -> str:
+        """Name of the column model that the column index was built with."""
+        return self.manifest.column_model_hash
+
+    @cached_property
+    def items(self) -> pa.Table:
+        """One line per image, in row order; see the module docstring for the columns."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        files = [shard.file(ITEMS_FILE) for shard in self.shards]
+        return pa.concat_tables(pq.read_table(file, memory_map=True) for file in files)
+
+    @cached_property
+    def skipped(self) -> pa.Table:
+        """Images that were left out when the catalog was built: uri and reason (strings)."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self.path / SKIPPED_FILE)
+
+    @cached_property
+    def embeddings(self) -> NDArray[np.float16]:
+        """All embeddings, (n, dim) float16, read-only: a memory map for one shard, else a copy."""
+        if len(self.shards) == 1:
+            return self.shards[0].embeddings
+        joined = np.concatenate([shard.embeddings for shard in self.shards])
+        joined.flags.writeable = False
+        return joined
+
+    def info(self) -> dict[str, Any]:
+        """Return what there is to know about the catalog, as plain values."""
+        encoder = self.encoder_info
+        return {
+            "path": str(self.path),
+            "n_images": len(self),
+            "n_skipped": len(self.skipped),
+            "n_shards": len(self.shards),
+            "encoder": encoder.kind,
+            "model": encoder.model,
+            "pretrained": encoder.pretrained,
+            "dim": self.dim,
+            "n_columns": self.manifest.n_columns,
+            "bytes_on_disk": sum(piece.n_bytes for _, piece in pieces(self.path, self.manifest)),
+            "source_root": self.manifest.source_root,
+            "about": self.manifest.about,
+            "format_version": self.manifest.format_version,
+            "created": dict(self.manifest.created),
+        }
+
+    def verify(self) -> None:
+        """Read every byte of every file and compare it with the checksums of the manifest.
+
+        Raises
+        ------
+        CatalogCorruptError
+            The first file that differs, by name. Cost: the whole catalog is read.
+        """
+        check_content(self.path, self.manifest)
+
+    def check_rows(self, rows: ArrayLike) -> NDArray[np.int64]:
+        """Return `rows` as a 1-D int64 array of valid row ids, in the order given.
+
+        Raises
+        ------
+        QueryError
+            Not integers, or outside ``0 <= row < len(catalog)``; the message names them.
+        """
+        array = np.atleast_1d(np.asarray(rows))
+        if array.size == 0:
+            return np.empty(0, dtype=np.int64)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise QueryError(f"expected row ids (integers), got {_shown(array.ravel())}")
+        outside = array[(array < 0) | (array >= len(self))]
+        if outside.size:
+            raise QueryError(
+                f"expected row ids from 0 to {len(self) - 1}, got {_shown(outside)}: "
+                "row ids are those of catalog.items and result.rows"
+            )
+        return array.astype(np.int64)
+
+    def embeddings_of(self, rows: ArrayLike) -> NDArray[np.float16]:
+        """Return the embeddings of `rows`, (m, dim) float16, in the order given; a copy."""
+        checked = self.check_rows(rows)
+        result = np.empty((len(checked), self.dim), dtype=np.float16)
+        for shard, positions, local_rows in self._by_shard(checked):
+            result[positions] = shard.embeddings[local_rows]
+        return result
+
+    def uri(self, row: int) -> str:
+        """Return where the image comes from; empty where that is not known."""
+        return str(self._item("uri", row) or "")
+
+    def caption(self, row: int) -> str:
+        """Return the image's caption: plain text, possibly empty. Escape it before showing."""
+        return str(self._item("caption", row) or "")
+
+    def image(self, row: int) -> Image.Image:
+        """Read an original image, RGB.
+
+        Raises
+        ------
+        ImageReadError
+            The catalog has no originals, or this one is gone or damaged; the message names it.
+            (Its thumbnail is still there.)
+        """
+        uri = self.uri(row)
+        if not uri:
+            raise ImageReadError(
+                f"row {row} has no image: this catalog was built from embeddings alone; give "
+                "from_embeddings an items table with a 'uri' column"
+            )
+        try:
+            return resolve(uri, root=self._root)
+        except ImageReadError as error:
+            raise ImageReadError(f"the image of row {row}: {error}") from error
+
+    def thumbnail(self, row: int, size: int = THUMBNAIL_PX) -> bytes:
+        """Return a small WebP image, at most `size` pixels wide and high.
+
+        From the catalog's own pack where that is large enough; else drawn from the original and
+        kept in the user's cache folder. Where the original is gone the packed one is returned.
+
+        Raises
+        ------
+        ImageReadError
+            Neither exists.
+        """
+        packed = self._packed_thumbnail(row)
+        if packed is not None and size == THUMBNAIL_PX:
+            return packed
+        if packed is not None and size < THUMBNAIL_PX:
+            return thumbnail_webp(read_image(packed), size)
+        cache = self.opened("thumbnail cache", ThumbnailCache)
+        try:
+            return cache.get(
+                f"{self._image_key(row)}-{size}", lambda: thumbnail_webp(self.image(row), size)
+            )
+        except ImageReadError:
+            if packed is None:
+                raise
+            return packed
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Check that an encoder is the one this catalog was built with.
+
+        Raises
+        ------
+        EncoderError
+            It is another model, other weights, or another dimension.
+        """
+        ours, theirs = self.encoder_info, encoder.info
+        if ours.kind == "none" and ours.dim == theirs.dim:
+            return
+        same_model = (ours.kind, ours.model, ours.dim) == (theirs.kind, theirs.model, theirs.dim)
+        if not same_model or ours.weights_hash != theirs.weights_hash:
+            raise EncoderError(
+                f"expected the encoder of this catalog, {ours}, got {theirs}: use "
+                "load_encoder(catalog.encoder_info), or index the images with the other model"
+            )
+
+    def opened(self, key: Hashable, open_it: Callable[[], T]) -> T:
+        """Return a piece that is opened once per catalog object and kept, such as an index.
+
+        Parameters
+        ----------
+        key
+            Names the piece, for instance ``("vectors", shard.number)``.
+        open_it
+            Opens it; called at most once for each key, under a lock.
+        """
+        with self._lock:
+            if key not in self._opened:
+                self._opened[key] = open_it()
+            piece: T = self._opened[key]
+            return piece
+
+    def _packed_thumbnail(self, row: int) -> bytes | None:
+        (shard, _, local_rows), *_ = self._by_shard(self.check_rows(row))
+        pack = self.opened(
+            ("thumbnails", shard.number), lambda: ThumbnailPack.open(shard.path, shard.n_rows)
+        )
+        return pack.get(int(local_rows[0]))
+
+    def _image_key(self, row: int) -> str:
+        """Name the content of an image: by its hash, or else by its place and date."""
+        content_hash = self._item("content_hash", row)
+        if content_hash:
+            return str(content_hash)
+        file = Path(self._root or "", self.uri(row))
+        changed = file.stat().st_mtime_ns if file.is_file() else 0
+        return f"{file}|{changed}"
+
+    @property
+    def _root(self) -> Path | None:
+        return Path(self.manifest.source_root) if self.manifest.source_root else None
+
+    def _item(self, column: str, row: int) -> Any:
+        checked = int(self.check_rows(row)[0])
+        return self.items.column(column)[checked].as_py()
+
+    def _shard_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._first_rows, rows, side="right") - 1
+
+    def _by_shard(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[Shard, NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield, per shard that holds any of `rows`, positions in `rows` and local rows."""
+        numbers = self._shard_numbers(rows)
+        for number in np.unique(numbers).tolist():
+            positions = np.flatnonzero(numbers == number)
+            shard = self.shards[number]
+            yield shard, positions, rows[positions] - shard.first_row
+
+
+def _shown(values: NDArray[Any]) -> str:
+    """Return up to five values and how many more there are."""
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return ", ".join(str(v) for v in values[:5].tolist()) + more

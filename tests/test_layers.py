@@ -1,0 +1,81 @@
+"""A module imports only from lower layers, so that each can be read, tested and replaced alone."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import clipbranches_widget
+
+PACKAGE = Path(clipbranches_widget.__file__).parent
+
+# Lowest first; modules of one line do not import each other.
+LAYERS = [
+    {"errors", "boxes", "file_lock", "kernels", "teacher", "explorer_lanes"},
+    {"storage", "images", "thumbnails", "labels", "manifest", "sources", "session_file"},
+    {"weights", "trees", "vector_index", "column_model", "integrity"},
+    {"open_clip_models", "sorted_columns", "session_events"},
+    {"encoder"},
+    {"catalog", "box_query", "embed", "session_state"},
+    {"catalog_writer", "catalog_index", "result", "session_log"},
+    {"ingest", "search", "distil"},
+    {"refine", "demo_catalog"},
+    {"session_results", "diagnostics"},
+    {"session_view"},
+    {"session"},
+    {"explorer_view"},
+    {"explorer", "cli"},
+    {"__init__"},
+]
+LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+LAZY = {
+    "torch": {"encoder", "open_clip_models", "weights", "embed", "diagnostics"},
+    "open_clip": {"encoder", "open_clip_models", "weights"},
+    "numba": {"kernels"},
+    "xgboost": {"trees"},
+    "usearch": {"vector_index"},
+    "ipyvuetify": {"explorer"},
+    "ipywidgets": {"explorer"},
+}
+
+
+def imports(module):
+    """Yield (imported module, at the top level?) of every import statement."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, id(node) in top
+            yield from ((f"{node.module}.{alias.name}", id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+
+
+def test_every_module_has_a_layer():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", sorted(LEVEL))
+def test_imports_go_down(module):
+    for name, _ in imports(module):
+        root, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if root == "clipbranches_widget" and target in LEVEL:
+            assert LEVEL[target] < LEVEL[module], f"{module} imports {target}, which is not lower"
+
+
+@pytest.mark.parametrize("module", sorted(LEVEL))
+def test_heavy_packages_are_imported_in_one_place_and_late(module):
+    for name, is_top in imports(module):
+        root = name.partition(".")[0]
+        if root in LAZY and module not in {"kernels", "explorer"}:
+            assert not is_top, f"{module} imports {root} at the top"
+        if root in LAZY:
+            assert module in LAZY[root], f"{module} imports {root}"
+
+
+def test_session_and_below_know_nothing_of_jupyter():
+    for module, level in LEVEL.items():
+        if level <= LEVEL["session"]:
+            roots = {name.partition(".")[0] for name, _ in imports(module)}
+            assert not roots & {"ipywidgets", "ipyvuetify", "IPython", "traitlets", "jupyterlab"}
