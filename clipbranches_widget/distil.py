@@ -21,7 +21,7 @@ from clipbranches_widget.trees import TreeEnsemble
 if TYPE_CHECKING:
     from clipbranches_widget.labels import LabelSet
 
-SLACK_LOGITS = 1.0
+SLACK_LOGITS = 0.5
 """The trees imitate a decision this much more generous than the threshold: it costs rows read and
 wins coverage; the teacher's own threshold is applied afterwards."""
 
@@ -31,6 +31,10 @@ N_NEAR_TEACHER = 300
 N_NEAR_POSITIVE = 30
 MAX_POSITIVES_SEARCHED = 50
 NEAR_QUANTILE = 0.9
+POSITIVE_MASS, FAR_MASS, NEAR_MASS = 1.0, 5.0, 2.0
+"""Training masses of positives, of negatives far from them and near to them: heavier negatives
+make boxes that hold fewer rows, at little coverage."""
+
 COVER_SHARE = 0.95
 COVER_TIMES = 2
 
@@ -59,12 +63,15 @@ class Sample:
     target: NDArray[np.bool_]
 
     def weights(self) -> NDArray[np.float32]:
-        """Return (m,) float32 weights: positives, far and near negatives weigh alike."""
+        """Return (m,) float32 training weights; each group shares its mass equally."""
         weights = np.zeros(len(self.rows), dtype=np.float32)
         near = self.logits > np.quantile(self.logits, NEAR_QUANTILE)
-        groups = (self.target, ~self.target & ~near, ~self.target & near)
-        for group in groups:
-            weights[group] = 1.0 / max(int(group.sum()), 1)
+        for group, mass in (
+            (self.target, POSITIVE_MASS),
+            (~self.target & ~near, FAR_MASS),
+            (~self.target & near, NEAR_MASS),
+        ):
+            weights[group] = mass / max(int(group.sum()), 1)
         return weights
 
 

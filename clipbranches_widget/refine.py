@@ -209,7 +209,7 @@ def answer(
         margins=margins,
         branch_ids=branch_ids,
         branches=branches,
-        n_touched=min(boxed.n_read + len(near), len(index.catalog)),
+        n_touched=len(candidates),
         n_total=len(index.catalog),
         timings=clock.timings(),
         query_text=query_text,

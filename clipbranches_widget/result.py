@@ -28,7 +28,8 @@ class Branch:
     text : str
         The rule, such as ``bird >= 0.31 and aircraft < 0.18``.
     n_rows : int
-        Rows of the whole catalog that the rule admits (before the score decides).
+        Rows of the whole catalog that the rule admits, before the score decides; without a box,
+        the rows of the answer that no box admits.
     n_positive, n_negative : int
         Labelled rows that the rule admits, by label.
     box : LeafBox or None
@@ -73,7 +74,8 @@ class Result:
     branches : tuple of Branch
         The rules that admitted the rows; empty for a search.
     n_touched : int
-        Rows whose codes or embeddings were read to answer.
+        Rows that were scored one by one, of `n_total`: for a refine, those the boxes and the
+        vector index admitted.
     n_total : int
         Rows in the catalog.
     timings : mapping of str to float
@@ -189,6 +191,6 @@ class Result:
         about = f" for {self.query_text!r}" if self.query_text else ""
         seconds = self.timings.get("total")
         took = f", {seconds * 1000:.0f} ms" if seconds is not None else ""
-        read = f", {self.n_touched / max(self.n_total, 1):.1%} of the catalog read"
+        read = f", {self.n_touched / max(self.n_total, 1):.1%} of the catalog scored"
         rules = f", {len(self.branches)} branches" if self.branches else ""
         return f"<Result {self.kind}{about}: {what}{rules}{read}{took}>"

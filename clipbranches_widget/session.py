@@ -1,0 +1,295 @@
+"""A search session on a catalog (layer 5): query, labels, rounds, undo, history.
+
+Everything is a function of the events in the session file (`session_file`, `session_state`);
+searches and rounds are computed from it when they are asked for.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clipbranches_widget.catalog import Catalog
+from clipbranches_widget.errors import Cancelled, RefineError, SessionFileError
+from clipbranches_widget.labels import LabelSet, RowIds, as_row_ids
+from clipbranches_widget.search import query_vector, search
+from clipbranches_widget.session_events import Event, Query, QueryKind, Round, Search
+from clipbranches_widget.session_log import Decision, open_log
+from clipbranches_widget.session_results import digest
+from clipbranches_widget.session_state import SessionState
+from clipbranches_widget.session_view import SessionView
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from clipbranches_widget.encoder import Encoder
+    from clipbranches_widget.result import Result
+
+Rows = int | Iterable[int] | NDArray[Any]
+
+
+class Session(SessionView):
+    """Search, label and refine, with every action saved at once.
+
+    Each action is one line of the session file, on the disk before the method returns: a killed
+    kernel loses at most the action in flight. Opening the file again restores the session.
+
+    Safe to use from several threads. Several Session objects may share one file, in one kernel
+    or many: each sees the other's actions before its own next action or reading, and undo takes
+    back the latest action of any of them.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        What to search.
+    path : str or Path, optional
+        The session file; one that exists is resumed. Default: a new file in the user's data
+        folder, made by the first action (see `path`).
+    encoder : Encoder, optional
+        In place of loading the catalog's own model; it must be that model.
+
+    Raises
+    ------
+    SessionFileError
+        If the file is damaged, belongs to another catalog or cannot be made.
+    EncoderError
+        If `encoder` is not the catalog's model.
+    """
+
+    def __init__(
+        self, catalog: Catalog, path: str | Path | None = None, *, encoder: Encoder | None = None
+    ) -> None:
+        if not isinstance(catalog, Catalog):
+            raise TypeError(
+                f"expected a Catalog, got {type(catalog).__name__}: "
+                "open one with clipbranches_widget.open(path)"
+            )
+        if encoder is not None:
+            catalog.check_encoder(encoder)
+        super().__init__(catalog, open_log(catalog, path), encoder)
+        self._refining = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | Path, catalog: Catalog) -> Session:
+        """Resume a session whose file must be there.
+
+        Raises
+        ------
+        SessionFileError
+            If there is none, it is damaged, or it belongs to another catalog.
+        """
+        if not Path(path).expanduser().is_file():
+            raise SessionFileError(
+                f"expected a session file at {path}, found none: "
+                "Session(catalog, path) starts a new one there"
+            )
+        return cls(catalog, path)
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        image: str | Path | Image.Image | None = None,
+        vector: ArrayLike | None = None,
+        row: int | None = None,
+        k: int = 60,
+    ) -> Result:
+        """Find the `k` images nearest to a text, an image, an embedding or another row.
+
+        The file keeps the query's embedding: reopening needs neither the image nor the model.
+
+        Parameters
+        ----------
+        text, image, vector, row
+            Exactly one: words; an image or its path; an embedding of shape (dim,); a row id.
+        k
+            Number of hits, at most the whole catalog.
+
+        Raises
+        ------
+        QueryError
+            If not exactly one is given, or it does not fit the catalog.
+        EncoderError
+            If a text or image is given and the catalog's model cannot be loaded.
+        """
+        options: dict[QueryKind, object] = {
+            "text": text,
+            "image": image,
+            "vector": vector,
+            "row": row,
+        }
+        given = [kind for kind, value in options.items() if value is not None]
+        encoder = self._query_encoder() if given in (["text"], ["image"]) else None
+        found, words = query_vector(
+            self._catalog, encoder, text=text, image=image, vector=vector, row=row
+        )
+        hits = search(self._catalog, found, k, query_text=words)
+        done = Search(0, Query.of(given[0], words, found), operator.index(k))
+
+        def decide(state: SessionState) -> Decision:
+            self._results.keep(replace(done, event_id=state.last_id + 1), hits)
+            return "search", done.to_parameters()
+
+        self._log.commit(decide)
+        return hits
+
+    def label(self, positive: Rows = (), negative: Rows = ()) -> LabelSet:
+        """Mark rows yes and no; a row that has a label takes the new one.
+
+        Nothing happens, and nothing is written, when every row already has that label.
+
+        Parameters
+        ----------
+        positive, negative
+            Row ids: a list, an array, a Result such as ``hits[:5]``, or one integer.
+
+        Returns
+        -------
+        LabelSet
+            All labels of the session.
+
+        Raises
+        ------
+        LabelError
+            If a row is in both, or the rows are not integers.
+        QueryError
+            If the catalog has no such row.
+        """
+        added = LabelSet(self._rows(positive), self._rows(negative))
+
+        def decide(state: SessionState) -> Decision | None:
+            old = state.labels
+            changed_to = {
+                "positive": np.setdiff1d(added.positive, old.positive).tolist(),
+                "negative": np.setdiff1d(added.negative, old.negative).tolist(),
+            }
+            return ("label", changed_to) if any(changed_to.values()) else None
+
+        self._log.commit(decide)
+        return self.labels
+
+    def unlabel(self, rows: Rows) -> LabelSet:
+        """Remove the labels of rows; `unlabel(session.labels.rows)` removes all.
+
+        Nothing happens, and nothing is written, when none of the rows has a label.
+
+        Returns and raises as `label`.
+        """
+        dropped = self._rows(rows)
+
+        def decide(state: SessionState) -> Decision | None:
+            labelled = np.intersect1d(dropped, state.labels.rows)
+            return ("unlabel", {"rows": labelled.tolist()}) if labelled.size else None
+
+        self._log.commit(decide)
+        return self.labels
+
+    def refine(
+        self,
+        *,
+        threshold: float | None = None,
+        seed: int = 0,
+        progress: Callable[[str, float], None] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Result:
+        """Find every image of the catalog that the labels and the latest query describe.
+
+        Labels can be changed while it runs: the answer belongs to the labels it started with,
+        and `is_stale` says that they differ. A second call waits for the first.
+
+        Parameters
+        ----------
+        threshold
+            Lowest score of a match, between 0 and 1; None is the default of `refine`, 0.5.
+        seed
+            A whole number of at least 0. Same labels, query, threshold, seed: same answer.
+        progress
+            Called with a stage's name and the fraction done.
+        cancel
+            Set it to stop; the session is then as before.
+
+        Raises
+        ------
+        RefineError
+            If there is neither a yes label nor a query, or threshold or seed is out of range.
+        Cancelled
+            If `cancel` was set.
+        """
+        with self._refining:
+            start = self._state
+            done = Round(
+                event_id=0,
+                labels=start.labels,
+                query=start.query,
+                threshold=None if threshold is None else float(threshold),
+                seed=_checked_seed(seed),
+                catalog_rows=len(self._catalog),
+                n_rows=0,
+                digest="",
+            )
+            result = self._results.refine(done, progress=progress, cancel=cancel)
+        done = replace(done, n_rows=len(result), digest=digest(result.rows))
+
+        def decide(state: SessionState) -> Decision:
+            if cancel is not None and cancel.is_set():
+                raise Cancelled("the round was cancelled: labels and results are as before")
+            self._results.keep(replace(done, event_id=state.last_id + 1), result)
+            return "refine", done.to_parameters()
+
+        self._log.commit(decide)
+        return result
+
+    def undo(self) -> str | None:
+        """Take back the latest search, label, unlabel or refine.
+
+        Returns
+        -------
+        str or None
+            What was taken back, such as ``label 2 yes, 1 no``; None if there is nothing.
+        """
+        return self._step("undo")
+
+    def redo(self) -> str | None:
+        """Do again what the latest undo took back; any new action gives that up.
+
+        Returns
+        -------
+        str or None
+            What was done again; None if there is nothing.
+        """
+        return self._step("redo")
+
+    def _rows(self, rows: Rows) -> RowIds:
+        return self._catalog.check_rows(as_row_ids(rows))
+
+    def _query_encoder(self) -> Encoder | None:
+        is_none = self._encoder is None and self._catalog.encoder_info.kind == "none"
+        return None if is_none else self.encoder
+
+    def _step(self, action: Literal["undo", "redo"]) -> str | None:
+        targets: list[Event] = []
+
+        def decide(state: SessionState) -> Decision | None:
+            steps = (state.latest,) if action == "undo" else state.undone[-1:]
+            targets.extend(step.event for step in steps if step.event is not None)
+            return (action, {"of": targets[0].id}) if targets else None
+
+        self._log.commit(decide)
+        return targets[0].description if targets else None
+
+
+def _checked_seed(seed: int) -> int:
+    try:
+        whole = operator.index(seed)
+    except TypeError:
+        whole = -1
+    if whole < 0:
+        raise RefineError(f"expected a seed that is a whole number of at least 0, got {seed!r}")
+    return whole
