@@ -1,0 +1,435 @@
+"""The kernel side of the Explorer: real sessions, recorded comm messages, no browser."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import comm
+import numpy as np
+import pytest
+from comm.base_comm import BaseComm
+from word_encoder import WordEncoder, build_catalog
+
+from clipbranches_widget.explorer import Explorer
+from clipbranches_widget.explorer_lanes import Lane
+from clipbranches_widget.explorer_view import (
+    MAX_CAPTION_CHARS,
+    PAGE_SIZE,
+    Contents,
+    Place,
+    branch_view,
+    marks_view,
+    page_view,
+)
+from clipbranches_widget.session import Session
+
+N_ROWS = 900
+
+
+class RecordingComm(BaseComm):
+    """A comm that keeps what the widget sends."""
+
+    def __init__(self, *args, **kwargs):
+        self.sent = []
+        super().__init__(*args, **kwargs)
+
+    def publish_msg(self, msg_type, data=None, metadata=None, buffers=None, **_keys):  # noqa: ARG002
+        getattr(self, "sent", []).append((msg_type, data or {}, buffers or []))
+
+    def states(self):
+        return [data["state"] for _, data, _ in self.sent if data.get("method") == "update"]
+
+    def images(self):
+        """Return ``{row: bytes}`` of every thumbnail sent."""
+        found = {}
+        for _, data, buffers in self.sent:
+            if data.get("method") == "custom" and data["content"]["method"] == "thumbs":
+                (rows,) = data["content"]["args"]
+                found.update(zip(rows, buffers, strict=True))
+        return found
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    return build_catalog(tmp_path_factory.mktemp("catalog") / "words.cbcat", N_ROWS)
+
+
+@pytest.fixture
+def session(catalog, tmp_path):
+    return Session(catalog, tmp_path / "s.jsonl", encoder=WordEncoder())
+
+
+@pytest.fixture
+def explore(monkeypatch):
+    """Return a function that makes an Explorer with a recording comm; all closed at the end."""
+    monkeypatch.setattr(comm, "create_comm", RecordingComm)
+    made = []
+
+    def make(source):
+        made.append(Explorer(source))
+        settle(made[-1])
+        return made[-1]
+
+    yield make
+    for explorer in made:
+        explorer.close()
+
+
+def settle(*explorers):
+    """Wait until everything posted so far, and what it posted in turn, is done."""
+    for explorer in explorers:
+        for lane in (explorer._work, explorer._ui, explorer._images, explorer._ui):
+            done = threading.Event()
+            lane.post(done.set)
+            assert lane._is_closed or done.wait(60)
+
+
+def act(explorer, event, **data):
+    """Deliver a browser event as the comm would, and wait for what follows."""
+    content = {"method": "custom", "content": {"event": event, "data": data}}
+    explorer._handle_msg({"content": {"data": content}, "buffers": []})
+    settle(explorer)
+
+
+def shown(explorer):
+    return [item["row"] for item in explorer.view["items"]]
+
+
+def rows_of(catalog, noun):
+    words = catalog.items.column("caption").to_pylist()
+    return [row for row, caption in enumerate(words) if f" {noun} " in caption]
+
+
+# -- what a page shows: pure functions ------------------------------------------------------------
+
+
+def test_an_empty_session_shows_the_catalog(session):
+    contents = Contents.of(session)
+    place = contents.settle(Place(tab=""))
+    view = page_view(contents, place)
+    assert (view["tab"], view["page"], view["n_pages"]) == ("catalog", 0, N_ROWS // PAGE_SIZE)
+    assert [item["row"] for item in view["items"]] == list(range(PAGE_SIZE))
+    assert view["headline"] == "900 images in the catalog"
+    assert view["range"] == "1\u201360 of 900"
+    assert marks_view(contents, place) == {
+        "rows": {},
+        "n_yes": 0,
+        "n_no": 0,
+        "tabs": {"catalog": N_ROWS},
+        "is_stale": False,
+        "can_undo": False,
+        "can_redo": False,
+    }
+
+
+def test_pages_cover_a_search_in_rank_order(session):
+    hits = session.search("bird", k=130)
+    contents = Contents.of(session)
+    pages = [page_view(contents, contents.settle(Place("hits", page))) for page in range(3)]
+    items = [item for page in pages for item in page["items"]]
+    assert [item["row"] for item in items] == hits.rows.tolist()
+    assert [item["score"] for item in items] == [f"{score:.3f}" for score in hits.scores]
+    assert [page["range"] for page in pages] == [
+        "1\u201360 of 130",
+        "61\u2013120 of 130",
+        "121\u2013130 of 130",
+    ]
+    assert "130 nearest images to \u201cbird\u201d in " in pages[0]["headline"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        (Place("hits", 99), Place("hits", 2)),
+        (Place("hits", -5), Place("hits", 0)),
+        (Place("result", 1), Place("hits", 1)),
+        (Place("nonsense", 0), Place("hits", 0)),
+    ],
+)
+def test_a_place_that_does_not_exist_becomes_the_nearest_that_does(session, asked, given):
+    session.search("bird", k=130)
+    assert Contents.of(session).settle(asked) == given
+
+
+def test_the_answer_of_a_round_is_shown_with_its_rules(session, catalog):
+    session.search("bird", k=60)
+    session.label(positive=rows_of(catalog, "bird")[:5], negative=rows_of(catalog, "fish")[:3])
+    result = session.refine()
+    contents = Contents.of(session)
+    assert contents.best_tab() == "result"
+    view = page_view(contents, contents.settle(Place("result")))
+    assert [item["row"] for item in view["items"]] == result.rows[:PAGE_SIZE].tolist()
+    assert [item["branch"] for item in view["items"]] == result.branch_ids[:PAGE_SIZE].tolist()
+    assert view["headline"].startswith(f"{len(result):,} matching image")
+    assert view["headline"].endswith("of the catalog read")
+    assert view["notes"] == list(result.notes)
+    assert [branch["n_rows"] for branch in branch_view(result)] == [
+        branch.n_rows for branch in result.branches
+    ]
+
+
+def test_the_later_of_search_and_round_opens_first(session, catalog):
+    session.label(positive=rows_of(catalog, "bird")[:3])
+    session.search("bird")
+    session.refine()
+    assert Contents.of(session).best_tab() == "result"
+    session.search("fish")
+    assert Contents.of(session).best_tab() == "hits"
+    session.undo()
+    assert Contents.of(session).best_tab() == "result"
+
+
+def test_a_hostile_caption_stays_text_and_a_long_one_is_cut(session):
+    items = page_view(Contents.of(session), Place("catalog"))["items"]
+    assert items[0]["caption"] == '<img src=x onerror="window.cbw_hacked = true">'
+    assert len(items[2]["caption"]) == MAX_CAPTION_CHARS
+    assert items[2]["caption"].endswith("\u2026")
+    assert items[4]["caption"] == ""
+
+
+# -- the widget -----------------------------------------------------------------------------------
+
+
+def test_a_new_explorer_shows_what_the_session_already_has(session, catalog, explore):
+    session.search("bird", k=60)
+    session.label(positive=rows_of(catalog, "bird")[:3])
+    result = session.refine()
+    explorer = explore(session)
+    assert explorer.view["tab"] == "result"
+    assert explorer.view["query"] == "bird"
+    assert shown(explorer) == result.rows[:PAGE_SIZE].tolist()
+    assert explorer.marks["n_yes"] == 3
+    assert explorer.task["name"] == ""
+
+
+def test_a_reopened_session_file_shows_labels_and_answer(session, catalog, explore):
+    session.search("bird", k=60)
+    session.label(positive=rows_of(catalog, "bird")[:3])
+    result = session.refine()
+    explorer = explore(Session(catalog, session.path))
+    assert shown(explorer) == result.rows[:PAGE_SIZE].tolist()
+    assert (explorer.marks["n_yes"], explorer.view["query"]) == (3, "bird")
+
+
+def test_searching_in_the_widget_is_a_search_of_the_session(session, explore):
+    explorer = explore(session)
+    act(explorer, "search", text="fish")
+    assert session.query_text == "fish"
+    assert explorer.view["tab"] == "hits"
+    assert shown(explorer) == session.hits.rows[:PAGE_SIZE].tolist()
+    assert explorer.task["name"] == ""
+
+
+def test_labels_go_both_ways(session, explore):
+    explorer = explore(session)
+    act(explorer, "label", row=7, value=1)
+    act(explorer, "label", row=8, value=-1)
+    assert session.labels.to_dict() == {"positive": [7], "negative": [8]}
+    assert explorer.marks["rows"] == {"7": 1, "8": -1}
+    session.label(negative=[7])
+    session.unlabel([8])
+    settle(explorer)
+    assert explorer.marks["rows"] == {"7": -1}
+    act(explorer, "label", row=7, value=0)
+    assert len(session.labels) == 0
+
+
+def test_a_repeated_label_message_changes_nothing(session, explore):
+    explorer = explore(session)
+    act(explorer, "label", row=7, value=1)
+    act(explorer, "label", row=7, value=1)
+    assert len(session.history) == 1
+
+
+def test_a_label_sends_no_page(session, explore):
+    explorer = explore(session)
+    explorer.comm.sent.clear()
+    act(explorer, "label", row=7, value=1)
+    assert [sorted(state) for state in explorer.comm.states()] == [["marks"]]
+    assert explorer.comm.images() == {}
+
+
+def test_refine_undo_redo_in_the_widget(session, catalog, explore):
+    explorer = explore(session)
+    act(explorer, "search", text="bird")
+    for row in rows_of(catalog, "bird")[:4]:
+        act(explorer, "label", row=row, value=1)
+    act(explorer, "refine")
+    assert explorer.view["tab"] == "result"
+    assert explorer.view["n_rows"] == len(session.result)
+    stages = [state["task"]["stage"] for state in explorer.comm.states() if "task" in state]
+    assert len(set(stages)) > 2
+    act(explorer, "undo")
+    assert session.result is None
+    assert explorer.view["tab"] == "hits"
+    assert explorer.marks["can_redo"]
+    assert explorer.notice["text"].startswith("Undid: ")
+    act(explorer, "redo")
+    assert explorer.view["tab"] == "result"
+
+
+def test_paging_and_tabs(session, explore):
+    session.label(positive=[5, 6])
+    explorer = explore(session)
+    act(explorer, "go", tab="catalog", page=14)
+    assert shown(explorer) == list(range(840, 900))
+    act(explorer, "go", tab="yes", page=0)
+    assert shown(explorer) == [5, 6]
+    assert explorer.view["headline"] == "2 images marked yes"
+    session.unlabel([5, 6])
+    settle(explorer)
+    assert explorer.view["tab"] == "catalog"
+
+
+def test_two_explorers_on_one_session_stay_in_step(session, explore):
+    one, two = explore(session), explore(session)
+    act(one, "search", text="tree")
+    act(one, "label", row=int(session.hits.rows[0]), value=1)
+    settle(two)
+    assert two.view["query"] == "tree"
+    assert shown(two) == shown(one)
+    assert two.marks == one.marks
+
+
+def test_stale_is_told_after_a_label(session, catalog, explore):
+    session.label(positive=rows_of(catalog, "bird")[:3])
+    session.refine()
+    explorer = explore(session)
+    assert not explorer.marks["is_stale"]
+    act(explorer, "label", row=7, value=-1)
+    assert explorer.marks["is_stale"]
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def picture_catalog(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "p.cbcat"
+    return build_catalog(path, 130, with_images=True)
+
+
+def test_a_page_of_images_is_sent_and_lost_ones_are_empty(picture_catalog, tmp_path, explore):
+    explorer = explore(Session(picture_catalog, tmp_path / "s.jsonl"))
+    images = explorer.comm.images()
+    assert list(images) == list(range(PAGE_SIZE))
+    assert {row for row, data in images.items() if not data} == set(range(9, PAGE_SIZE, 10))
+    assert all(bytes(data[8:12]) == b"WEBP" for data in images.values() if data)
+    assert max(map(len, images.values())) <= 10_240
+    assert "WEBP" not in repr(explorer.comm.states())
+
+
+def test_a_mounted_view_gets_the_images_it_lacks(picture_catalog, tmp_path, explore):
+    explorer = explore(Session(picture_catalog, tmp_path / "s.jsonl"))
+    explorer.comm.sent.clear()
+    act(explorer, "ready", rows=[3, 4, 128])
+    assert list(explorer.comm.images()) == [3, 4]
+
+
+# -- trouble --------------------------------------------------------------------------------------
+
+
+def test_an_expected_error_is_shown_as_it_is(catalog, tmp_path, explore):
+    explorer = explore(Session(catalog, tmp_path / "s.jsonl"))
+    act(explorer, "search", text="bird")
+    assert explorer.notice["kind"] == "error"
+    assert "no text search" in explorer.notice["text"] or "encoder" in explorer.notice["text"]
+    assert explorer.task["name"] == ""
+
+
+def test_a_row_that_is_not_there_is_told(session, explore):
+    explorer = explore(session)
+    act(explorer, "label", row=N_ROWS, value=1)
+    assert "expected row ids from 0 to 899" in explorer.notice["text"]
+    assert len(session.labels) == 0
+
+
+@pytest.mark.parametrize("data", [{}, {"row": "x", "value": 1}, {"row": 1}])
+def test_a_malformed_message_is_logged_and_shown(session, explore, caplog, data):
+    explorer = explore(session)
+    with caplog.at_level(logging.ERROR):
+        act(explorer, "label", **data)
+    assert explorer.notice["kind"] == "error"
+    assert explorer.notice["text"].startswith("Unexpected ")
+    assert "_label" in caplog.text
+    act(explorer, "label", row=1, value=1)
+    assert session.labels.get(1) == 1
+
+
+def test_refine_without_labels_or_query_explains_itself(session, explore):
+    explorer = explore(session)
+    act(explorer, "refine")
+    assert explorer.notice["kind"] == "error"
+    assert explorer.task["name"] == ""
+
+
+def test_cancel_stops_a_round_and_leaves_the_session(session, catalog, explore):
+    session.label(positive=rows_of(catalog, "bird")[:4])
+    explorer = explore(session)
+    gate = threading.Event()
+    explorer._work.post(gate.wait)
+    for event in ("refine", "cancel"):
+        content = {"method": "custom", "content": {"event": event, "data": {}}}
+        explorer._handle_msg({"content": {"data": content}, "buffers": []})
+    gate.set()
+    settle(explorer)
+    assert session.result is None
+    assert explorer.notice["text"] == "Cancelled."
+    assert explorer.task["name"] == ""
+
+
+def test_of_many_searches_in_a_row_the_last_wins(session, explore):
+    explorer = explore(session)
+    gate = threading.Event()
+    explorer._work.post(gate.wait)
+    for text in ("bird", "fish", "tree"):
+        content = {"method": "custom", "content": {"event": "search", "data": {"text": text}}}
+        explorer._handle_msg({"content": {"data": content}, "buffers": []})
+    gate.set()
+    settle(explorer)
+    assert [event.action for event in session.history] == ["search"]
+    assert session.query_text == "tree"
+
+
+def test_a_closed_explorer_ignores_messages_and_the_session(session, explore):
+    explorer = explore(session)
+    explorer.close()
+    explorer.vue_label({"row": 1, "value": 1})
+    session.label(positive=[2])
+    settle(explorer)
+    assert session.labels.to_dict() == {"positive": [2], "negative": []}
+    assert explorer.marks["n_yes"] == 0
+
+
+def test_something_else_than_a_session_is_refused():
+    with pytest.raises(TypeError, match="expected a Session or a Catalog, got ndarray"):
+        Explorer(np.zeros(3))
+
+
+def test_a_catalog_gets_a_session_of_its_own(catalog, explore, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    explorer = explore(catalog)
+    assert explorer.session.catalog is catalog
+    assert repr(explorer) == "<Explorer of 900 images: 0 yes, 0 no>"
+
+
+def test_a_lane_runs_in_order_and_takes_nothing_once_closed():
+    lane, ran, done = Lane("test"), [], threading.Event()
+    for number in range(20):
+        lane.post(lambda number=number: ran.append((number, threading.get_ident())))
+    lane.post(done.set)
+    assert done.wait(10)
+    lane.close()
+    lane.post(lambda: ran.append(None))
+    assert [number for number, _ in ran] == list(range(20))
+    assert threading.get_ident() not in {thread for _, thread in ran}
+
+
+def test_an_idle_explorer_has_no_threads(session, explore):
+    explorers = [explore(session) for _ in range(5)]
+    settle(*explorers)
+    for thread in threading.enumerate():
+        if thread.name.startswith("explorer-"):
+            thread.join(timeout=10)
+            assert not thread.is_alive()
