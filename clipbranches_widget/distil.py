@@ -37,6 +37,8 @@ make boxes that hold fewer rows, at little coverage."""
 
 COVER_SHARE = 0.95
 COVER_TIMES = 2
+"""Boxes asked for a positive of a sampled catalog: the second is what holds positives that the
+sample never saw. A catalog that is its own sample has none, so one is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,9 @@ def draw_sample(
 def choose_boxes(forest: TreeEnsemble, sample: Sample, n_rows: int) -> list[LeafBox]:
     """Pick positive leaves greedily until the sample's positives are covered.
 
-    Each step takes the leaf with most positives not yet in two chosen boxes, per row of the
-    catalog it is estimated to hold; asking for two boxes a positive is what makes the cover hold
-    for positives that the sample never saw. Stops at 95 %, or when no leaf adds any.
+    Each step takes the leaf with most positives still to cover, per row of the catalog it is
+    estimated to hold. Stops at 95 % of what is asked for (`COVER_TIMES`), or when no leaf adds
+    any.
 
     Parameters
     ----------
@@ -124,11 +126,12 @@ def choose_boxes(forest: TreeEnsemble, sample: Sample, n_rows: int) -> list[Leaf
     if not leaves or not sample.target.any():
         return []
     holds = np.stack([box.contains(sample.codes) for box in leaves])
-    rows_per_random = n_rows / max(int(sample.is_random.sum()), 1)
-    cost = holds[:, sample.is_random].sum(axis=1) * rows_per_random + 1.0
+    n_random = int(sample.is_random.sum())
+    times = 1 if n_random == n_rows else COVER_TIMES
+    cost = holds[:, sample.is_random].sum(axis=1) * (n_rows / n_random) + 1.0
     holds = holds[:, sample.target]
-    needs = np.full(holds.shape[1], COVER_TIMES)
-    demand = COVER_TIMES * len(needs)
+    needs = np.full(holds.shape[1], times)
+    demand = times * len(needs)
     chosen: list[LeafBox] = []
     while needs.sum() > (1.0 - COVER_SHARE) * demand:
         gain = holds[:, needs > 0].sum(axis=1)

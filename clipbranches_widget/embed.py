@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -76,7 +76,7 @@ def embed_images(
     n_decoders: int | None = None,
     thumbnail_size: int = THUMBNAIL_PX,
     max_pixels: int = MAX_PIXELS,
-) -> Iterator[EmbeddedBatch]:
+) -> Generator[EmbeddedBatch, None, None]:
     """Yield the embeddings of images, batch by batch.
 
     Every position of `uris` comes exactly once, in ascending order over the whole iteration: as

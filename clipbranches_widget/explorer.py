@@ -166,9 +166,9 @@ class Explorer(VuetifyTemplate):
     # -- on the work lane ----------------------------------------------------------------------
 
     def _warm_up(self) -> None:
-        """Load the model while the user reads the page; if it cannot, a search will say why."""
+        """Get ready while the user reads the page; if it cannot, a search will say why."""
         with contextlib.suppress(ClipBranchesError):
-            _ = self.session.encoder
+            self.session.warm_up()
 
     def _search(self, text: str, is_stale: Callable[[], bool]) -> None:
         self._post(self._set_task, "search", "Searching", 0.0)

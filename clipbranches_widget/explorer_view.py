@@ -164,7 +164,7 @@ def headline(contents: Contents, place: Place) -> str:
     if place.tab == "result" and (result := contents.result) is not None:
         share = result.n_touched / max(result.n_total, 1)
         took = seconds_text(result.timings)
-        return f"{n_rows:,} matching {images}{took} \u00b7 {percent(share)} of the catalog read"
+        return f"{n_rows:,} matching {images}{took} \u00b7 {percent(share)} of the catalog scored"
     if place.tab == "hits" and (hits := contents.hits) is not None:
         about = f" to \u201c{shorten(hits.query_text, 80)}\u201d" if hits.query_text else ""
         return f"{n_rows:,} nearest {images}{about}{seconds_text(hits.timings)}"

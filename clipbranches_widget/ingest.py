@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,12 +208,14 @@ def _embed(
     """Embed all images into `writer`; return those that cannot be read, with the reason."""
     uris: list[str] = images.table.column("uri").to_pylist()
     skipped: list[tuple[str, str]] = []
-    for batch in embed_images(uris, encoder, root=images.root, batch_size=batch_size):
-        if len(batch.positions):
-            items = _measured_items(images.table, batch)
-            writer.append(batch.embeddings, items, batch.thumbnails)
-        skipped += [(uris[position], reason) for position, reason in batch.skipped]
-        progress("images", writer.n_rows + len(skipped), len(uris))
+    batches = embed_images(uris, encoder, root=images.root, batch_size=batch_size)
+    with contextlib.closing(batches):  # an interrupt frees the images that wait decoded
+        for batch in batches:
+            if len(batch.positions):
+                items = _measured_items(images.table, batch)
+                writer.append(batch.embeddings, items, batch.thumbnails)
+            skipped += [(uris[position], reason) for position, reason in batch.skipped]
+            progress("images", writer.n_rows + len(skipped), len(uris))
     return skipped
 
 

@@ -149,6 +149,14 @@ def refine(
     return answer(index, model, labels=labels, query_text=query_text, seed=seed, clock=clock)
 
 
+def warm_up() -> None:
+    """Fit a teacher and a forest on two rows, so that the first round need not load libraries."""
+    rows = np.eye(2, dtype=np.float32)
+    fit_teacher(positives=rows[:1], negatives=rows[1:], background=rows[1:], query=None)
+    codes, target = np.array([[0, 1]], dtype=np.uint8), np.array([False, True])
+    TreeEnsemble.from_booster(fit_forest(codes, target, np.ones(2, np.float32), seed=0))
+
+
 def learn(
     index: CatalogIndex,
     *,
@@ -215,7 +223,7 @@ def answer(
         query_text=query_text,
         threshold=model.threshold,
         seed=seed,
-        notes=_notes(model, candidates, labels),
+        notes=_notes(index, model, candidates, labels),
     )
 
 
@@ -299,17 +307,25 @@ def _branches(
     return branches, branch_ids
 
 
-def _notes(model: RoundModel, candidates: NDArray[np.int64], labels: LabelSet) -> tuple[str, ...]:
+def _notes(
+    index: CatalogIndex, model: RoundModel, candidates: NDArray[np.int64], labels: LabelSet
+) -> tuple[str, ...]:
     """Say what the answer rests on: the sample, and what share of the positives it reached."""
     notes = []
     sample = model.sample
-    is_wanted = sample.is_random & (logit_to_score(sample.logits) >= np.float32(model.threshold))
+    labelled = np.union1d(labels.positive, labels.negative)
+    is_wanted = sample.is_random & ~np.isin(sample.rows, labelled)
+    is_wanted &= logit_to_score(sample.logits) >= np.float32(model.threshold)
     wanted = sample.rows[is_wanted]
-    if len(wanted):
-        reached = int(np.isin(wanted, candidates).sum())
+    n_random, found = int(sample.is_random.sum()), int(np.isin(wanted, candidates).sum())
+    if n_random < len(index.catalog) and len(wanted):
         notes.append(
-            f"of {len(wanted):,} rows above the threshold in a random sample of "
-            f"{int(sample.is_random.sum()):,}, {reached:,} were found ({reached / len(wanted):.0%})"
+            f"boxes and nearest rows hold {found:,} of the {len(wanted):,} rows above the "
+            f"threshold in a random sample of {n_random:,}: about {found / len(wanted):.0%}"
+        )
+    elif found < len(wanted):
+        notes.append(
+            f"{len(wanted) - found:,} more rows are above the threshold, but in none of the boxes"
         )
     if not len(labels.positive):
         notes.append("no image is marked yes: the query stood in as the example")

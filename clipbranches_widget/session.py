@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.errors import Cancelled, RefineError, SessionFileError
 from clipbranches_widget.labels import LabelSet, RowIds, as_row_ids
+from clipbranches_widget.refine import warm_up
 from clipbranches_widget.search import query_vector, search
 from clipbranches_widget.session_events import Event, Query, QueryKind, Round, Search
 from clipbranches_widget.session_log import Decision, open_log
@@ -245,6 +246,18 @@ class Session(SessionView):
 
         self._log.commit(decide)
         return result
+
+    def warm_up(self) -> None:
+        """Load the model and the libraries of a round, so that the first ones do not wait.
+
+        Raises
+        ------
+        EncoderError
+            If the catalog's model cannot be loaded; rounds are ready all the same.
+        """
+        warm_up()
+        if self._catalog.encoder_info.kind != "none":
+            _ = self.encoder
 
     def undo(self) -> str | None:
         """Take back the latest search, label, unlabel or refine.

@@ -177,7 +177,10 @@ def fit_forest(
     import xgboost as xgb
 
     matrix = xgb.DMatrix(
-        codes.T.astype(np.float32), target.astype(np.float32), weight=weights / weights.mean()
+        codes.T.astype(np.float32),
+        target.astype(np.float32),
+        weight=weights / weights.mean(),
+        nthread=1,
     )
     settings: dict[str, Any] = {
         "objective": "binary:logistic",
@@ -208,7 +211,7 @@ def _base_margin(booster: xgb.Booster, n_columns: int) -> np.float32:
         for node, child in enumerate(tree["left_children"]):
             if child < 0:
                 tree["split_conditions"][node] = 0.0
-    leafless = xgb.Booster()
+    leafless = xgb.Booster({"nthread": 1})
     leafless.load_model(bytearray(json.dumps(stored).encode()))
     return np.float32(predict_margins(leafless, np.zeros((n_columns, 1), dtype=np.uint8))[0])
 

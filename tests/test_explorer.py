@@ -162,7 +162,7 @@ def test_the_answer_of_a_round_is_shown_with_its_rules(session, catalog):
     assert [item["row"] for item in view["items"]] == result.rows[:PAGE_SIZE].tolist()
     assert [item["branch"] for item in view["items"]] == result.branch_ids[:PAGE_SIZE].tolist()
     assert view["headline"].startswith(f"{len(result):,} matching image")
-    assert view["headline"].endswith("of the catalog read")
+    assert view["headline"].endswith("of the catalog scored")
     assert view["notes"] == list(result.notes)
     assert [branch["n_rows"] for branch in branch_view(result)] == [
         branch.n_rows for branch in result.branches

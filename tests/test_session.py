@@ -808,3 +808,10 @@ def test_an_interrupt_while_writing_leaves_memory_and_file_agreeing(
     assert session.labels == LabelSet([1])
     session.label(positive=[2])
     assert told(session) == told(Session(catalog, path))
+
+
+def test_warm_up_loads_what_rounds_need_without_an_event(session):
+    before = session.history
+    session.warm_up()
+    assert {"sklearn", "xgboost"} <= set(sys.modules)
+    assert session.history == before

@@ -92,7 +92,7 @@ def test_search_label_refine_and_the_next_cell_agrees(nb, artifacts):
     headline.wait_for()
     n_found = kernel_json(nb, "len(session.result)")
     assert re.fullmatch(
-        rf"{n_found:,} matching images in [\d.]+ m?s \u00b7 [<\d. ]+ % of the catalog read",
+        rf"{n_found:,} matching images in [\d.]+ m?s \u00b7 [<\d. ]+ % of the catalog scored",
         headline.inner_text(),
     )
     assert nb.rows_shown(explorer) == kernel_json(nb, "session.result.rows[:60].tolist()")
