@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 POSITIVE_MASS = 1.0
-NEGATIVE_MASS = 0.3
+NEGATIVE_MASS = 1.0
 BACKGROUND_MASS = 10.0
 QUERY_MASS = 0.3
 REGULARISATION_C = 10.0
