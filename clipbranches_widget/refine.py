@@ -152,7 +152,7 @@ def refine(
 def warm_up() -> None:
     """Fit a teacher and a forest on two rows, so that the first round need not load libraries."""
     rows = np.eye(2, dtype=np.float32)
-    fit_teacher(positives=rows[:1], negatives=rows[1:], background=rows[1:], query=None)
+    fit_teacher(positives=rows[:1], negatives=rows[1:], background=rows[1:])
     codes, target = np.array([[0, 1]], dtype=np.uint8), np.array([False, True])
     TreeEnsemble.from_booster(fit_forest(codes, target, np.ones(2, np.float32), seed=0))
 
@@ -233,11 +233,11 @@ def _teach(
     query: NDArray[np.float32] | None,
     random_rows: NDArray[np.int64],
 ) -> Teacher:
-    """Fit the teacher on the labels, with the query as the images nearest to it.
+    """Fit the teacher on the labels and the query.
 
-    Text and image vectors of CLIP lie apart (the modality gap), so a text vector itself would
-    teach what text looks like. The mean of the nearest images, those labelled no left out, does
-    not.
+    Text and image vectors of CLIP lie apart (the modality gap): as a positive example, a text
+    vector would teach what text looks like. The mean of the images nearest to it, those labelled
+    no left out, does not.
     """
     labelled = np.union1d(labels.positive, labels.negative)
     background = random_rows[~np.isin(random_rows, labelled)][:N_BACKGROUND]
@@ -251,7 +251,8 @@ def _teach(
         positives=index.embeddings(labels.positive),
         negatives=index.embeddings(labels.negative),
         background=index.embeddings(background),
-        query=query_image,
+        query=query,
+        query_image=query_image,
     )
 
 

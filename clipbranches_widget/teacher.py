@@ -1,8 +1,9 @@
 """The teacher (layer 3): what the user means, learned on the full embedding from a few labels.
 
-A logistic regression on the labelled rows, with a sample of the catalog as weak negatives and the
-query as a weak positive. It ranks the answer, and the trees learn to imitate it (distillation):
-trees trained on thirty labels alone give poor, wide boxes.
+A logistic regression on the labelled rows, with a sample of the catalog as weak negatives, the
+query's nearest images as a weak positive, and the similarity to the query as a feature. It ranks
+the answer, and the trees learn to imitate it (distillation): trees trained on thirty labels alone
+give poor, wide boxes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,20 @@ from numpy.typing import NDArray
 
 POSITIVE_MASS = 1.0
 NEGATIVE_MASS = 1.0
-BACKGROUND_MASS = 10.0
+BACKGROUND_ROW_MASS = 0.005
+"""Of each sampled row, so that a small catalog's background does not outweigh its labels."""
+
 QUERY_MASS = 0.3
-REGULARISATION_C = 10.0
+QUERY_FEATURE_SCALE = 0.1
+"""Standard deviation of the feature that is the similarity to the query: how readily the labels
+turn the query's own ranking up or down."""
+
+REGULARISATION_C = 50.0
 DECISION_LOGIT = -1.0
 """Where a score of one half lies: labelled positives are the easiest ones, so 0 is too strict."""
+
+MIN_DEVIATION = 1e-6
+MAX_REFITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,53 +73,93 @@ def fit_teacher(
     positives: NDArray[np.float32],
     negatives: NDArray[np.float32],
     background: NDArray[np.float32],
-    query: NDArray[np.float32] | None,
+    query: NDArray[np.float32] | None = None,
+    query_image: NDArray[np.float32] | None = None,
 ) -> Teacher:
-    """Fit the teacher, then fit it again without the background rows it takes for positives.
+    """Fit the teacher, and again without the background rows it takes for positives, while any.
 
     Parameters
     ----------
     positives, negatives : (p, dim), (q, dim) float32
-        Embeddings of labelled rows; either may be empty, not all of `positives` and `query`.
+        Embeddings of labelled rows; either may be empty, not both `positives` and `query_image`.
     background : (b, dim) float32
         Embeddings of sampled rows without labels: weak negatives. Those that the first fit
         scores above the decision are likely positives, and never used as negatives.
-    query : (dim,) float32 or None
-        The query as an image embedding would lie: see `refine`.
+    query : (dim,) float32, optional
+        The query's embedding: the similarity to it is one more feature, so that the labels
+        decide how far its ranking is to be trusted.
+    query_image : (dim,) float32, optional
+        What the query looks like as an image embedding: a weak positive.
     """
-    teacher = _fit(positives, negatives, background, query)
-    if len(background):
+    prior = _QueryFeature.on(background, query)
+    images = np.empty((0, background.shape[1]), np.float32)
+    if query_image is not None:
+        images = query_image[None, :]
+
+    def fit(unlabelled: NDArray[np.float32]) -> Teacher:
+        return _fit(
+            [
+                (positives, POSITIVE_MASS, True),
+                (images, QUERY_MASS if len(positives) else POSITIVE_MASS, True),
+                (negatives, NEGATIVE_MASS, False),
+                (unlabelled, BACKGROUND_ROW_MASS * len(unlabelled), False),
+            ],
+            prior,
+        )
+
+    teacher, n_unlikely = fit(background), len(background)
+    for _ in range(MAX_REFITS):
         unlikely = background[teacher.logits(background) <= DECISION_LOGIT]
-        if 0 < len(unlikely) < len(background):
-            teacher = _fit(positives, negatives, unlikely, query)
+        if len(unlikely) in (0, n_unlikely):
+            break
+        teacher, n_unlikely = fit(unlikely), len(unlikely)
     return teacher
 
 
+@dataclass(frozen=True, slots=True)
+class _QueryFeature:
+    """The similarity to the query, ``embedding . slope + shift``: mean 0 on the background."""
+
+    slope: NDArray[np.float32]
+    shift: float
+
+    @classmethod
+    def on(
+        cls, background: NDArray[np.float32], query: NDArray[np.float32] | None
+    ) -> _QueryFeature | None:
+        """Standardise on the background; None without a query or where it tells nothing apart."""
+        if query is None or not len(background):
+            return None
+        similarities = background @ query
+        deviation = float(similarities.std())
+        if deviation < MIN_DEVIATION:
+            return None
+        scale = QUERY_FEATURE_SCALE / deviation
+        return cls((scale * query).astype(np.float32), -scale * float(similarities.mean()))
+
+
 def _fit(
-    positives: NDArray[np.float32],
-    negatives: NDArray[np.float32],
-    background: NDArray[np.float32],
-    query: NDArray[np.float32] | None,
+    groups: list[tuple[NDArray[np.float32], float, bool]], prior: _QueryFeature | None
 ) -> Teacher:
-    """Fit one weighted logistic regression; each group of rows shares its mass equally."""
+    """Fit one logistic regression on (rows, mass, is positive); a group shares its mass equally."""
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    queries = np.empty((0, positives.shape[1]), np.float32) if query is None else query[None, :]
-    groups = [
-        (positives, POSITIVE_MASS, True),
-        (queries, QUERY_MASS if len(positives) else POSITIVE_MASS, True),
-        (negatives, NEGATIVE_MASS, False),
-        (background, BACKGROUND_MASS, False),
-    ]
     groups = [group for group in groups if len(group[0])]
-    if not any(not is_positive for _, _, is_positive in groups):
-        direction = np.concatenate([rows for rows, _, _ in groups]).mean(axis=0)
-        return Teacher(direction.astype(np.float32), 0.0)
     rows = np.concatenate([group[0] for group in groups])
-    target = np.concatenate([np.full(len(r), is_positive) for r, _, is_positive in groups])
-    weights = np.concatenate([np.full(len(r), mass / len(r)) for r, mass, _ in groups])
+    if all(is_positive for _, _, is_positive in groups):
+        return Teacher(rows.mean(axis=0), 0.0)
+    target = np.concatenate([np.full(len(part), is_positive) for part, _, is_positive in groups])
+    weights = np.concatenate([np.full(len(part), mass / len(part)) for part, mass, _ in groups])
+    features = rows
+    if prior is not None:
+        features = np.column_stack([rows, rows @ prior.slope + np.float32(prior.shift)])
     model = LogisticRegression(C=REGULARISATION_C, max_iter=1000)
     with threadpool_limits(1):  # a few thousand rows: threads only wait for each other
-        model.fit(rows, target, sample_weight=weights)
-    return Teacher(model.coef_[0].astype(np.float32), float(model.intercept_[0]))
+        model.fit(features, target, sample_weight=weights)
+    coefficients, offset = model.coef_[0], float(model.intercept_[0])
+    direction = coefficients[: rows.shape[1]]
+    if prior is not None:
+        direction = direction + coefficients[-1] * prior.slope
+        offset += float(coefficients[-1]) * prior.shift
+    return Teacher(direction.astype(np.float32), offset)

@@ -170,6 +170,27 @@ def test_only_yes_labels_work_and_the_notes_ask_for_no(build, rng):
     assert any("no image is marked no" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("n", [60, 300])
+def test_half_of_a_small_catalog_is_found_from_a_few_labels(build, rng, n):
+    wanted = rng.random(n) < 0.5
+    centres = rng.normal(size=(2, 32))
+    embeddings = centres[wanted.astype(int)] + 0.9 * rng.normal(size=(n, 32))
+    labels = LabelSet(np.flatnonzero(wanted)[:8], np.flatnonzero(~wanted)[:8])
+    result = refine(build(embeddings), labels=labels)
+    assert wanted[result.rows].mean() > 0.95
+    assert len(result) > 0.6 * wanted.sum()
+
+
+def test_a_misleading_query_is_turned_down_by_the_labels(build, rng):
+    embeddings, cluster = clustered(rng, 3_000)
+    index = build(embeddings)
+    wrong = embeddings[cluster == 1].mean(axis=0).astype(np.float32)
+    labels = LabelSet(np.flatnonzero(cluster == 0)[:10], np.flatnonzero(cluster == 1)[:10])
+    result = refine(index, labels=labels, query=wrong / np.linalg.norm(wrong))
+    assert np.mean(cluster[result.rows] == 1) < 0.05
+    assert np.mean(np.isin(np.flatnonzero(cluster == 0), result.rows)) > 0.5
+
+
 def test_a_query_without_yes_labels_stands_in(build, rng):
     embeddings, cluster = clustered(rng, 2_000)
     index = build(embeddings)

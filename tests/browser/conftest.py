@@ -50,7 +50,10 @@ def browser():
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
-        pytest.skip(f"no browser found: none of {', '.join(names)} is on the PATH")
+        reason = f"no browser found: none of {', '.join(names)} is on the PATH"
+        if os.environ.get("CLIPBRANCHES_REQUIRE_BROWSER"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=path, headless=True, args=CHROMIUM_FLAGS
