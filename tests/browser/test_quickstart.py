@@ -41,6 +41,9 @@ def test_quickstart_from_first_search_to_restart(quickstart, open_notebook, arti
     explorer.get_by_role("button", name="Refine (5 yes, 5 no)").click()
     headline = explorer.locator(".cbw-headline", has_text="matching image")
     headline.wait_for()
+    rules = explorer.locator(".cbw-rules")
+    rules.locator("summary").click()
+    assert " images \u00b7 " in rules.locator("li").first.inner_text()
     nb.wait_painted(explorer)
     nb.shot(artifacts, "quickstart-refined")
 
