@@ -95,11 +95,12 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     waits = {name: figures[f"{name}_s"] for name in ("import", "reopen", "search", "refine")}
-    bars = {**waits, **{f"  {k}": v for k, v in figures["refine_stages_s"].items()}}
+    bars = {**waits, **{f"round: {k}": v for k, v in figures["refine_stages_s"].items()}}
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
     shown = axes.barh(list(bars), [1000 * value for value in bars.values()], color="#1f6fb5")
     axes.bar_label(shown, fmt="%.0f", padding=3)
+    axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.set(xlabel="milliseconds, median", title=f"Demo catalog, {figures['images']:,} images")
     figure.savefig(path, dpi=120)
