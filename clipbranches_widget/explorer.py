@@ -102,6 +102,7 @@ class Explorer(VuetifyTemplate):
         self._place = Place(tab="")
         self._contents: Contents | None = None
         self._n_notices = 0
+        self._was_mounted = False
         super().__init__(task={"name": "open", "stage": "Opening the session", "fraction": 0.0})
         self._stop_observing = source.observe(self._on_session_change)
         self._post(self._open)
@@ -159,9 +160,11 @@ class Explorer(VuetifyTemplate):
         self._post(self._step, self.session.redo, "Redid")
 
     def vue_ready(self, data: dict[str, Any]) -> None:
-        """Send images to a view that was just mounted, and get ready for its first search."""
+        """Send images that a view lacks, and get ready for the first search."""
         self._post(self._resend, data)
-        self._work.post(lambda: self._guard(self._warm_up))
+        if not self._was_mounted:
+            self._was_mounted = True
+            self._work.post(lambda: self._guard(self._warm_up))
 
     # -- on the work lane ----------------------------------------------------------------------
 
