@@ -741,8 +741,9 @@ def hammer(session, seed, failures):
                 case 3:
                     session.unlabel(rows)
                 case 4:
-                    assert session.hits is None or len(session.hits) == 5
-                    assert len(session.history) >= 0
+                    hits = session.hits  # read once: another thread may undo the search
+                    assert hits is None or len(hits) == 5
+                    assert all(event.id > 0 for event in session.history)
                 case _:
                     session.label(positive=rows[:2], negative=rows[2:])
     except BaseException as error:
