@@ -77,7 +77,8 @@ class TreeEnsemble:
             Not a single-output tree booster with numeric splits, or margins that differ from
             `Booster.predict` on random codes.
         """
-        learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+        model = json.loads(bytes(booster.save_raw("json")))
+        learner = model["learner"]
         kind = learner["gradient_booster"]["name"]
         shape = learner["learner_model_param"]
         if kind != "gbtree" or int(shape["num_class"]) > 1 or int(shape["num_target"]) > 1:
@@ -88,7 +89,7 @@ class TreeEnsemble:
             )
         n_columns = int(shape["num_feature"])
         trees = tuple(_tree(node) for node in learner["gradient_booster"]["model"]["trees"])
-        ensemble = cls(_base_margin(booster, n_columns), trees, n_columns)
+        ensemble = cls(_base_margin(model, n_columns), trees, n_columns)
         ensemble._check(booster)
         return ensemble
 
@@ -198,21 +199,20 @@ def fit_forest(
     return xgb.train(settings, matrix, num_boost_round=1)
 
 
-def _base_margin(booster: xgb.Booster, n_columns: int) -> np.float32:
-    """Return the margin before any tree, by asking the same booster with all leaves at zero.
+def _base_margin(model: dict[str, Any], n_columns: int) -> np.float32:
+    """Return the margin before any tree, by asking the stored booster with all leaves at zero.
 
     How the stored base score becomes a margin depends on the objective and its clamping; only
-    XGBoost knows all of it.
+    XGBoost knows all of it. The leaves of `model` are zeroed in place.
     """
     import xgboost as xgb
 
-    stored = json.loads(bytes(booster.save_raw("json")))
-    for tree in stored["learner"]["gradient_booster"]["model"]["trees"]:
+    for tree in model["learner"]["gradient_booster"]["model"]["trees"]:
         for node, child in enumerate(tree["left_children"]):
             if child < 0:
                 tree["split_conditions"][node] = 0.0
     leafless = xgb.Booster({"nthread": 1})
-    leafless.load_model(bytearray(json.dumps(stored).encode()))
+    leafless.load_model(bytearray(json.dumps(model).encode()))
     return np.float32(predict_margins(leafless, np.zeros((n_columns, 1), dtype=np.uint8))[0])
 
 
