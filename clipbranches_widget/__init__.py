@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.column_rebuild import rebuild_columns
     from clipbranches_widget.demo_catalog import demo
     from clipbranches_widget.diagnostics import doctor
     from clipbranches_widget.encoder import OpenClipEncoder, bundled_encoder
@@ -43,6 +44,7 @@ _HOME = {
     "from_embeddings": "ingest",
     "index": "ingest",
     "open": "catalog",
+    "rebuild_columns": "column_rebuild",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "from_embeddings",
     "index",
     "open",
+    "rebuild_columns",
 ]
 
 

@@ -1,185 +1,317 @@
-"""Answer boxes and tree ensembles from the sorted columns of one shard, exactly (layer 3).
+"""Answer boxes and tree ensembles over the shards of a column index, exactly (layer 3).
 
-Two contracts, whatever the plan: the rows of a set of boxes are exactly the rows inside any of
-them, and the rows of an ensemble above a threshold are exactly those for which
+Two contracts, whatever the plan and the engine: the rows of a set of boxes are exactly the rows
+inside any of them, and the rows of an ensemble above a threshold are exactly those for which
 ``Booster.predict(output_margin=True) > threshold``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbranches_widget.boxes import CodeRange, LeafBox, in_range
-from clipbranches_widget.sorted_columns import SortedColumns
-from clipbranches_widget.trees import TreeEnsemble
+from clipbranches_widget.box_program import BoxProgram
+from clipbranches_widget.boxes import LeafBox, in_range
+from clipbranches_widget.engine import Engine, EngineLoader
+from clipbranches_widget.errors import Cancelled
+from clipbranches_widget.query_plan import (
+    BoxStrategy,
+    ColumnStats,
+    EnsembleStrategy,
+    QueryPlan,
+    by_selectivity,
+    candidate_leaves,
+    plan_boxes,
+    plan_ensemble,
+)
+from clipbranches_widget.sorted_columns import WORD_ROWS, SortedColumns
+from clipbranches_widget.tree_program import TreeProgram
 
-GATHER_COST = 8.0
-"""Cost of reading one code at a random row, in codes read in sequence: a cache line against a
-vector lane."""
+if TYPE_CHECKING:
+    import threading
+
+    from clipbranches_widget.trees import TreeEnsemble
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class BoxPlan:
-    """How one box is answered.
+class BoxPart(NamedTuple):
+    """The answer for a stretch of one shard's rows.
 
     Attributes
     ----------
-    strategy : "postings" or "scan"
-        Read the posting list of the narrowest range and verify the others row by row, or compare
-        every code of every range.
-    ranges : tuple of CodeRange
-        In the order they are read: fewest rows first.
-    n_read : int
-        Rows read to answer: the posting list's, or all.
+    first_row : int
+        The catalog row of the shard's row 0.
+    local_rows : (m,) uint32
+        Rows in any box, ascending; later parts hold later rows.
+    box_ids : (m,) uint16
+        The first box that holds each row.
+    counts : (n_boxes,) int64
+        Rows of each box.
     """
 
-    strategy: Literal["postings", "scan"]
-    ranges: tuple[CodeRange, ...]
-    n_read: int
+    first_row: int
+    local_rows: NDArray[np.uint32]
+    box_ids: NDArray[np.uint16]
+    counts: NDArray[np.int64]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Catalog rows, (m,)."""
+        return np.add(self.local_rows, self.first_row, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class BoxAnswer:
-    """The rows of a set of boxes in one shard.
+    """The rows of a set of boxes.
 
     Attributes
     ----------
     rows : (m,) int64
-        Shard-local rows in any box, ascending.
-    by_box : tuple of (m_i,) int64
-        The rows of each box, ascending.
-    n_read : int
-        Rows read, summed over boxes and at most the shard's rows times boxes.
+        Rows in any box, ascending.
+    box_ids : (m,) uint16
+        The first box that holds each row.
+    counts : (n_boxes,) int64
+        Rows of each box.
+    plan : QueryPlan
+        How they were found.
     """
 
     rows: NDArray[np.int64]
-    by_box: tuple[NDArray[np.int64], ...]
-    n_read: int
+    box_ids: NDArray[np.uint16]
+    counts: NDArray[np.int64]
+    plan: QueryPlan
 
 
 @dataclass(frozen=True, slots=True)
 class EnsembleAnswer:
-    """The rows of one shard above a margin: `rows` (m,) int64 ascending, `margins` (m,) float32."""
+    """The rows above a margin: `rows` (m,) int64 ascending, `margins` (m,) float32."""
 
     rows: NDArray[np.int64]
     margins: NDArray[np.float32]
-    n_read: int
+    plan: QueryPlan
 
 
-def plan_box(box: LeafBox, counts: Sequence[int], n_rows: int) -> BoxPlan:
-    """Choose the cheaper strategy from counts alone, without reading a row.
+class ColumnIndex:
+    """The column index of all shards. Thread-safe: any number of queries may run at once.
 
     Parameters
     ----------
-    box : LeafBox
-    counts : sequence of int
-        Rows of each of the box's ranges, in `box.ranges` order.
-    n_rows : int
-        Rows of the shard.
-
-    Examples
-    --------
-    >>> box = LeafBox.from_bounds({0: (0, 10), 3: (200, 256)})
-    >>> plan_box(box, [40, 220], 1000).strategy
-    'postings'
-    >>> plan_box(box, [400, 720], 1000).strategy
-    'scan'
+    shards : sequence of SortedColumns
+        In row order; the rows of each follow those of the one before.
+    n_threads : int, optional
+        Threads that answer queries, shared by all of them; default: one a core.
     """
-    order = sorted(range(len(counts)), key=lambda i: counts[i])
-    ranges = tuple(box.ranges[i] for i in order)
-    if not ranges:
-        return BoxPlan("scan", (), n_rows)
-    postings_cost = counts[order[0]] * (1.0 + GATHER_COST * (len(ranges) - 1))
-    if postings_cost <= n_rows * len(ranges):
-        return BoxPlan("postings", ranges, counts[order[0]])
-    return BoxPlan("scan", ranges, n_rows)
+
+    def __init__(self, shards: Sequence[SortedColumns], *, n_threads: int | None = None) -> None:
+        self.shards = tuple(shards)
+        self.n_threads = n_threads or n_cores()
+        self.loader = EngineLoader()
+        sizes = [shard.n_rows for shard in self.shards]
+        self.first_rows: list[int] = np.cumsum([0, *sizes[:-1]]).tolist()
+        self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="clipbranches-query")
+
+    @cached_property
+    def stats(self) -> ColumnStats:
+        """Counts over all shards."""
+        return ColumnStats.of(self.shards)
+
+    def in_boxes(
+        self,
+        boxes: Sequence[LeafBox],
+        *,
+        strategy: BoxStrategy | None = None,
+        cancel: threading.Event | None = None,
+    ) -> BoxAnswer:
+        """Return exactly the rows inside any of `boxes`.
+
+        Parameters
+        ----------
+        boxes : sequence of LeafBox
+            At most 65,536.
+        strategy : "bits", "postings" or "scan", optional
+            Force one; by default the quickest by estimate. The answer is the same.
+        cancel : threading.Event, optional
+            Looked at every few milliseconds.
+
+        Raises
+        ------
+        QueryError
+            The forced strategy needs a part of the index that is not stored.
+        Cancelled
+            `cancel` was set.
+        """
+        plan, parts = self.stream_boxes(boxes, strategy=strategy, cancel=cancel)
+        return join_parts(list(parts), len(boxes), plan)
+
+    def stream_boxes(
+        self,
+        boxes: Sequence[LeafBox],
+        *,
+        strategy: BoxStrategy | None = None,
+        cancel: threading.Event | None = None,
+    ) -> tuple[QueryPlan, Iterator[BoxPart]]:
+        """Plan as `in_boxes` and return the plan and the answer, stretch by stretch of rows.
+
+        What is not yet consumed is not yet computed, but for a few parts ahead.
+        """
+        engine = self.loader.engine
+        plan = plan_boxes(boxes, self.stats, strategy=strategy, engine=engine.NAME)
+        tasks: Iterator[Callable[[], BoxPart]]
+        if plan.strategy == "postings":
+            numbers = range(len(self.shards))
+            tasks = (partial(self._posting_part, boxes, cancel, number) for number in numbers)
+        else:
+            program = BoxProgram.of(boxes, use_bits=plan.strategy == "bits")
+            pieces = self._pieces(engine.BOX_PIECE_ROWS)
+            tasks = (partial(self._box_piece, engine, program, piece) for piece in pieces)
+        return plan, self._run(tasks, cancel)
+
+    def rows_above(
+        self,
+        ensemble: TreeEnsemble,
+        threshold: float,
+        *,
+        strategy: EnsembleStrategy | None = None,
+        cancel: threading.Event | None = None,
+    ) -> EnsembleAnswer:
+        """Return exactly the rows whose margin is above `threshold`, compared as float32.
+
+        Parameters and errors as `in_boxes`; the strategies are "scan" and "leaves".
+        """
+        engine, limit = self.loader.engine, np.float32(threshold)
+        leaves = candidate_leaves(ensemble, limit, self.stats)
+        plan = plan_ensemble(ensemble, leaves, self.stats, strategy=strategy, engine=engine.NAME)
+        program = TreeProgram.of(ensemble)
+        if plan.strategy == "leaves":
+            rows = self.in_boxes(leaves, cancel=cancel).rows
+            margins = engine.margins(self.codes(rows), program)
+            above = margins > limit
+            return EnsembleAnswer(rows[above], margins[above], plan)
+        pieces = self._pieces(engine.TREE_PIECE_ROWS)
+        tasks = (partial(self._tree_piece, engine, program, limit, piece) for piece in pieces)
+        parts = list(self._run(tasks, cancel))
+        rows = _joined_rows(parts)
+        margins = np.concatenate([np.empty(0, np.float32), *(part[2] for part in parts)])
+        return EnsembleAnswer(rows, margins, plan)
+
+    def margins(self, ensemble: TreeEnsemble, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the margins of `rows`, in their order: (m,) float32."""
+        return self.loader.engine.margins(self.codes(rows), TreeProgram.of(ensemble))
+
+    def codes(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the codes of `rows`, in their order: (D, m) uint8, a copy."""
+        out = np.empty((self.shards[0].n_columns, len(rows)), dtype=np.uint8)
+        numbers = np.searchsorted(self.first_rows, rows, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            at = np.flatnonzero(numbers == number)
+            out[:, at] = self.shards[number].codes[:, rows[at] - self.first_rows[number]]
+        return out
+
+    def _pieces(self, limits: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
+        """Yield (shard, first local row, stop): whole words, some pieces a thread."""
+        wanted = self.stats.n_rows // (4 * self.n_threads)
+        n_piece = max(limits[0], min(limits[1], wanted)) // WORD_ROWS * WORD_ROWS
+        for number, shard in enumerate(self.shards):
+            for start in range(0, shard.n_rows, n_piece):
+                yield number, start, min(start + n_piece, shard.n_rows)
+
+    def _run(self, tasks: Iterator[Callable[[], T]], cancel: threading.Event | None) -> Iterator[T]:
+        """Run tasks on the pool and yield their results in order.
+
+        A few are queued at a time, so that queries that run at once take turns.
+        """
+        waiting: deque[Future[T]] = deque()
+        try:
+            for task in tasks:
+                waiting.append(self._pool.submit(task))
+                if len(waiting) > 2 * self.n_threads:
+                    _check(cancel)
+                    yield waiting.popleft().result()
+            while waiting:
+                _check(cancel)
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _box_piece(
+        self, engine: Engine, program: BoxProgram, piece: tuple[int, int, int]
+    ) -> BoxPart:
+        """Answer boxes for a stretch of one shard, from bit vectors or codes."""
+        number, start, stop = piece
+        words = start // WORD_ROWS, -(-stop // WORD_ROWS)
+        rows, box_ids, counts = engine.rows_in_boxes(self.shards[number], program, *words)
+        return BoxPart(self.first_rows[number], rows, box_ids, counts)
+
+    def _posting_part(
+        self, boxes: Sequence[LeafBox], cancel: threading.Event | None, number: int
+    ) -> BoxPart:
+        """Answer boxes for one shard from its posting lists."""
+        found = []
+        for box in boxes:
+            _check(cancel)
+            found.append(_posted_rows(self.shards[number], box, self.stats))
+        rows = np.concatenate([np.empty(0, np.uint32), *found])
+        box_ids = np.repeat(np.arange(len(boxes), dtype=np.uint16), [len(each) for each in found])
+        rows, first = np.unique(rows, return_index=True)  # the first box comes first
+        counts = np.array([len(each) for each in found], dtype=np.int64)
+        return BoxPart(self.first_rows[number], rows, box_ids[first], counts)
+
+    def _tree_piece(
+        self, engine: Engine, program: TreeProgram, limit: np.float32, piece: tuple[int, int, int]
+    ) -> tuple[int, NDArray[np.uint32], NDArray[np.float32]]:
+        """Return the first row of a shard, and the rows of a stretch of it above a margin."""
+        number, start, stop = piece
+        found = engine.rows_above(self.shards[number], program, limit, start, stop)
+        return self.first_rows[number], *found
 
 
-def run_plan(columns: SortedColumns, plan: BoxPlan) -> NDArray[np.int64]:
-    """Return the shard-local rows of a planned box, ascending: (m,) int64."""
-    if plan.strategy == "scan":
-        inside = np.ones(columns.n_rows, dtype=np.bool_)
-        for column, low, high in plan.ranges:
-            inside &= in_range(columns.codes[column], low, high)
-        return np.flatnonzero(inside)
-    rows = columns.posting_list(plan.ranges[0]).astype(np.int64)
-    for column, low, high in plan.ranges[1:]:
-        rows = rows[in_range(columns.codes[column, rows], low, high)]
-    rows.sort()
+def join_parts(parts: Sequence[BoxPart], n_boxes: int, plan: QueryPlan) -> BoxAnswer:
+    """Put the parts of `ColumnIndex.stream_boxes` together."""
+    return BoxAnswer(
+        _joined_rows(parts),
+        np.concatenate([np.empty(0, np.uint16), *(part.box_ids for part in parts)]),
+        np.sum([np.zeros(n_boxes, np.int64), *(part.counts for part in parts)], axis=0),
+        plan,
+    )
+
+
+def _joined_rows(parts: Sequence[tuple[Any, ...]]) -> NDArray[np.int64]:
+    """Return catalog rows of parts that start with a shard's first row and local rows."""
+    ends = np.cumsum([0, *(len(part[1]) for part in parts)]).tolist()
+    rows = np.empty(ends[-1], dtype=np.int64)
+    for part, start, stop in zip(parts, ends[:-1], ends[1:], strict=True):
+        np.add(part[1], part[0], out=rows[start:stop])
     return rows
 
 
-def rows_in_boxes(columns: SortedColumns, boxes: Sequence[LeafBox]) -> BoxAnswer:
-    """Return exactly the rows inside any of `boxes`, and those of each."""
-    plans = [plan_box(box, [columns.count(r) for r in box.ranges], columns.n_rows) for box in boxes]
-    by_box = tuple(run_plan(columns, plan) for plan in plans)
-    inside = np.zeros(columns.n_rows, dtype=np.bool_)
-    for rows in by_box:
-        inside[rows] = True
-    return BoxAnswer(np.flatnonzero(inside), by_box, sum(plan.n_read for plan in plans))
+def n_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def rows_above(columns: SortedColumns, ensemble: TreeEnsemble, threshold: float) -> EnsembleAnswer:
-    """Return exactly the rows whose margin is above `threshold`.
-
-    Candidate leaves are chosen by upper bounds; their rows come from the index, and the margin
-    is summed only for them. When that would read more than a scan, it is a scan.
-    """
-    limit = np.float32(threshold)
-    leaves = candidate_leaves(columns, ensemble, limit)
-    if leaves is None:
-        margins = ensemble.margins(columns.codes)
-        rows = np.flatnonzero(margins > limit)
-        return EnsembleAnswer(rows, margins[rows], columns.n_rows)
-    answer = rows_in_boxes(columns, leaves)
-    margins = ensemble.margins(columns.codes[:, answer.rows])
-    above = margins > limit
-    return EnsembleAnswer(answer.rows[above], margins[above], answer.n_read)
+def _posted_rows(columns: SortedColumns, box: LeafBox, stats: ColumnStats) -> NDArray[np.uint32]:
+    """Return the local rows of one box: its shortest posting list, the other ranges verified."""
+    if not box.ranges:
+        return np.arange(columns.n_rows, dtype=np.uint32)
+    shortest, *others = by_selectivity(box, stats)
+    rows = columns.posting_list(shortest)
+    for column, low, high in others:
+        rows = rows[in_range(columns.codes[column, rows], low, high)]
+    return rows
 
 
-def candidate_leaves(
-    columns: SortedColumns, ensemble: TreeEnsemble, limit: np.float32
-) -> list[LeafBox] | None:
-    """Choose leaves so that no row outside all of them can have a margin above `limit`.
-
-    Outside the chosen leaves a row gets at most the largest leaf left in each tree. Float32
-    addition is monotone, so the sum of those, in tree order, bounds its margin exactly. Leaves
-    are taken greedily: the tree whose best leaf lowers the bound most per row of the index.
-
-    Returns None when the chosen leaves would read at least as many rows as a scan.
-    """
-    remaining = [
-        sorted(boxes, key=lambda box: box.value, reverse=True) for boxes in ensemble.leaf_boxes()
-    ]
-    chosen: list[LeafBox] = []
-    n_read = 0
-    while _bound(ensemble, remaining) > limit:
-        best, best_gain, best_cost = -1, -1.0, 0
-        for index, leaves in enumerate(remaining):
-            if not leaves:
-                continue
-            gain = leaves[0].value - (leaves[1].value if len(leaves) > 1 else -np.inf)
-            narrowest = columns.narrowest(leaves[0])
-            cost = columns.n_rows if narrowest is None else columns.count(narrowest)
-            if gain / (cost + 1) > best_gain:
-                best, best_gain, best_cost = index, gain / (cost + 1), cost
-        n_read += best_cost
-        if n_read >= columns.n_rows:
-            return None
-        chosen.append(remaining[best].pop(0))
-    return chosen
-
-
-def _bound(ensemble: TreeEnsemble, remaining: Sequence[Sequence[LeafBox]]) -> np.float32:
-    """Sum the largest remaining leaf of each tree, in float32 and tree order."""
-    bound = ensemble.base_margin
-    for leaves in remaining:
-        if not leaves:
-            return np.float32(-np.inf)
-        bound = bound + np.float32(leaves[0].value)
-    return bound
+def _check(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("the query was cancelled")

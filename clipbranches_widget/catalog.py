@@ -10,11 +10,12 @@ A catalog is a folder, by custom named ``*.cbcat``::
                             (int32), content_hash (string), then the user's columns
         embeddings.npy      (n, dim) float16, norm 1
         vectors.usearch     HNSW graph, key = local row
-        codes.npy, order.npy, offsets.npy    the column index
+        codes.npy, offsets.npy               the column index,
+        prefix.npy, order.npy                and parts of it that can be left out
         thumbnails.bin, thumbnails.npy       WebP bytes and (n + 1,) int64 offsets
 
 Row ids are catalog-wide and permanent: row r of a shard that starts at row s is its local row
-r - s. Nothing in the folder is ever changed in place. `Catalog.open` looks at every file but
+r - s. No file in the folder is ever changed in place. `Catalog.open` looks at every file but
 reads only a bounded sample of each; `Catalog.verify` reads everything.
 """
 
@@ -32,6 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import (
+    CatalogCorruptError,
     CatalogNotFoundError,
     EncoderError,
     ImageReadError,
@@ -141,7 +143,14 @@ class Catalog:
                 "clipbranches_widget.index(images, path) or clipbranches_widget.demo()"
             )
         manifest = read_manifest(folder)
-        check_catalog(folder, manifest)
+        try:
+            check_catalog(folder, manifest)
+        except CatalogCorruptError:
+            newer = read_manifest(folder)
+            if newer == manifest:
+                raise
+            manifest = newer  # files were dropped meanwhile, by `rebuild_columns`
+            check_catalog(folder, manifest)
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -207,6 +216,8 @@ class Catalog:
             "pretrained": encoder.pretrained,
             "dim": self.dim,
             "n_columns": self.manifest.n_columns,
+            "column_parts": self.manifest.column_parts,
+            "column_bytes": self.manifest.column_bytes,
             "bytes_on_disk": sum(piece.n_bytes for _, piece in pieces(self.path, self.manifest)),
             "source_root": self.manifest.source_root,
             "about": self.manifest.about,
@@ -222,7 +233,7 @@ class Catalog:
         CatalogCorruptError
             The first file that differs, by name. Cost: the whole catalog is read.
         """
-        check_content(self.path, self.manifest)
+        check_content(self.path, read_manifest(self.path))
 
     def check_rows(self, rows: ArrayLike) -> NDArray[np.int64]:
         """Return `rows` as a 1-D int64 array of valid row ids, in the order given.

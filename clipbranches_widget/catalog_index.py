@@ -5,15 +5,13 @@ Opening maps files; nothing is read until a row is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbranches_widget.box_query import BoxAnswer, rows_in_boxes
-from clipbranches_widget.boxes import LeafBox
+from clipbranches_widget.box_query import ColumnIndex
 from clipbranches_widget.catalog import Catalog, Shard
 from clipbranches_widget.column_model import ColumnModel
 from clipbranches_widget.sorted_columns import SortedColumns
@@ -65,6 +63,11 @@ class CatalogIndex:
         )
         self._first_rows = np.array([shard.first_row for shard in catalog.shards], dtype=np.int64)
 
+    @cached_property
+    def columns(self) -> ColumnIndex:
+        """The column index of all shards: answers boxes and trees."""
+        return ColumnIndex([part.columns for part in self.shards])
+
     def nearest(
         self, vector: NDArray[np.floating], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -92,27 +95,6 @@ class CatalogIndex:
             shard = self.shards[number].shard
             out[positions] = shard.embeddings[rows[positions] - shard.first_row]
         return out
-
-    def codes(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return the codes of `rows`, in their order: (D, m) uint8, a copy."""
-        out = np.empty((self.model.n_columns, len(rows)), dtype=np.uint8)
-        for number, positions in self._by_shard(rows):
-            part = self.shards[number]
-            out[:, positions] = part.columns.codes[:, rows[positions] - part.shard.first_row]
-        return out
-
-    def in_boxes(self, boxes: Sequence[LeafBox]) -> BoxAnswer:
-        """Return exactly the rows inside any of `boxes`, over all shards, as catalog-wide rows."""
-        answers = [rows_in_boxes(part.columns, boxes) for part in self.shards]
-        firsts = self._first_rows.tolist()
-        rows = [answer.rows + first for answer, first in zip(answers, firsts, strict=True)]
-        by_box = tuple(
-            np.concatenate(
-                [answer.by_box[i] + first for answer, first in zip(answers, firsts, strict=True)]
-            )
-            for i in range(len(boxes))
-        )
-        return BoxAnswer(np.concatenate(rows), by_box, sum(answer.n_read for answer in answers))
 
     def _by_shard(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
         """Group positions in `rows` by shard number."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbranches_widget.column_build import build_sorted_columns, optional_files
 from clipbranches_widget.column_model import (
     SAMPLE_ROWS,
     ColumnModel,
@@ -34,7 +35,8 @@ from clipbranches_widget.integrity import (
     SKIPPED_FILE,
 )
 from clipbranches_widget.manifest import Manifest, Piece, ShardEntry
-from clipbranches_widget.sorted_columns import build_sorted_columns
+from clipbranches_widget.sorted_columns import ColumnParts
+from clipbranches_widget.stage_bars import StageProgress
 from clipbranches_widget.storage import (
     FORMAT_VERSION,
     ArrayAppender,
@@ -52,9 +54,6 @@ if TYPE_CHECKING:
 
 ROWS_PER_SHARD = 1_000_000
 
-StageProgress = Callable[[str, int, int], None]
-"""Gets (what is being built, done, total)."""
-
 
 class CatalogWriter:
     """Writes a catalog into an empty folder; use it as a context manager inside `staged_folder`.
@@ -67,17 +66,26 @@ class CatalogWriter:
         The model that makes the embeddings.
     rows_per_shard
         A shard is closed when it holds so many rows; at least 1.
+    columns : "full", "bits" or "codes"
+        What to store of the column index; see `SortedColumns`.
     """
 
     def __init__(
-        self, folder: Path, *, encoder_info: EncoderInfo, rows_per_shard: int = ROWS_PER_SHARD
+        self,
+        folder: Path,
+        *,
+        encoder_info: EncoderInfo,
+        rows_per_shard: int = ROWS_PER_SHARD,
+        columns: ColumnParts = "full",
     ) -> None:
         if rows_per_shard < 1:
             raise CatalogError(f"expected rows_per_shard >= 1, got {rows_per_shard}")
+        optional_files(columns)  # raises where it is unknown, before the work starts
         self.folder = folder
         self.encoder_info = encoder_info
         self.n_rows = 0
         self._rows_per_shard = rows_per_shard
+        self._columns = columns
         self._shards: list[tuple[Path, int, int]] = []
         self._open: _ShardWriter | None = None
 
@@ -172,7 +180,11 @@ class CatalogWriter:
                 progress=_labelled(progress, f"vector index{part}"),
             )
             build_sorted_columns(
-                embeddings, model, folder, progress=_labelled(progress, f"column index{part}")
+                embeddings,
+                model,
+                folder,
+                columns=self._columns,
+                progress=_labelled(progress, f"column index{part}"),
             )
         _write_skipped(self.folder / SKIPPED_FILE, skipped)
         manifest = Manifest(

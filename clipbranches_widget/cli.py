@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QUICKSTART = "quickstart.ipynb"
+COLUMN_PARTS = ("full", "bits", "codes")
+COLUMNS_HELP = (
+    "how much of the column index to store: full (9 bytes per image and column, fastest), bits (5) "
+    "or codes (1); answers are the same, but slower with less"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         help="use the bundled demo model for icons: offline, but not meant for photographs",
     )
     index.add_argument("--batch-size", type=int, default=64, help="images a batch (default 64)")
+    index.add_argument("--columns", choices=COLUMN_PARTS, default="full", help=COLUMNS_HELP)
     index.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     index.add_argument("--quiet", action="store_true", help="no progress bar")
     index.set_defaults(run=_index)
@@ -77,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("catalog", type=Path, metavar="CATALOG")
     info.add_argument("--verify", action="store_true", help="read every file, check its checksum")
     info.set_defaults(run=_info)
+
+    columns = commands.add_parser(
+        "columns", help="change how much of its column index a catalog stores"
+    )
+    columns.add_argument("catalog", type=Path, metavar="CATALOG")
+    columns.add_argument("--parts", choices=COLUMN_PARTS, required=True, help=COLUMNS_HELP)
+    columns.add_argument("--quiet", action="store_true", help="no progress bar")
+    columns.set_defaults(run=_columns)
 
     search = commands.add_parser("search", help="print the images nearest to a text")
     search.add_argument("catalog", type=Path, metavar="CATALOG")
@@ -144,6 +158,7 @@ def _index(arguments: argparse.Namespace) -> int:
         pretrained=arguments.pretrained,
         encoder=bundled_encoder() if arguments.demo_encoder else None,
         batch_size=arguments.batch_size,
+        columns=arguments.columns,
         device=arguments.device,
         progress=not arguments.quiet,
     )
@@ -160,6 +175,17 @@ def _info(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         catalog.verify()
     print(json.dumps(catalog.info(), indent=2, ensure_ascii=False, default=str))
+    return 0
+
+
+def _columns(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.column_rebuild import rebuild_columns
+
+    catalog = rebuild_columns(
+        arguments.catalog, columns=arguments.parts, progress=not arguments.quiet
+    )
+    print(catalog)
+    print(f"column index: {arguments.parts}, {catalog.manifest.column_bytes:,} bytes")
     return 0
 
 

@@ -31,6 +31,9 @@ N_COLUMNS = 128
 BLOCK_ROWS = 16_384
 SAMPLE_ROWS = 50_000
 
+_N_BUCKETS = 16_384
+_UNCLEAR = N_CODES
+
 
 class TextTower(Protocol):
     """What the column model needs of an encoder."""
@@ -74,6 +77,10 @@ class ColumnModel:
         digest.update(np.ascontiguousarray(self.edges).tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def _coders(self) -> tuple[Coder, ...]:
+        return tuple(Coder(edges) for edges in self.edges)
+
     def values(self, embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return the column values of (n, dim) embeddings: (n, D) float32 similarities."""
         out: NDArray[np.float32] = np.asarray(embeddings, dtype=np.float32) @ self.anchors.T
@@ -84,9 +91,9 @@ class ColumnModel:
         out = np.empty((self.n_columns, len(embeddings)), dtype=np.uint8)
         for start in range(0, len(embeddings), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
-            values = self.values(embeddings[block])
-            for column, edges in enumerate(self.edges):
-                out[column, block] = np.searchsorted(edges, values[:, column], side="right")
+            values = np.ascontiguousarray(self.values(embeddings[block]).T)
+            for column, coder in enumerate(self._coders):
+                out[column, block] = coder(values[column])
         return out
 
     def save(self, folder: Path) -> None:
@@ -118,6 +125,53 @@ class ColumnModel:
                 "catalog again"
             )
         return model
+
+
+class Coder:
+    """Cuts the values of one column into codes: ``searchsorted(edges, values, side="right")``.
+
+    The result is the same for every value, at a tenth of the cost: the span of the edges is cut
+    into equal buckets. Subtraction, scaling and truncation keep the order of floats, also when
+    they round, so a value in a bucket without an edge has as many edges below it as its bucket.
+    Only the few values that share a bucket with an edge are searched for.
+
+    Parameters
+    ----------
+    edges : (255,) float32
+        Ascending, possibly with duplicates or infinities.
+
+    Examples
+    --------
+    >>> Coder(np.arange(255, dtype=np.float32))(np.float32([-1, 0, 0.5, 254])).tolist()
+    [0, 1, 1, 255]
+    """
+
+    def __init__(self, edges: NDArray[np.float32]) -> None:
+        self._edges = edges
+        self._low, self._high = edges[0], edges[-1]
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            self._scale = np.float32(_N_BUCKETS - 1) / (self._high - self._low)
+        self._has_buckets = bool(np.isfinite(self._scale) and self._scale > 0)
+        if self._has_buckets:
+            n_edges = np.bincount(self._buckets(edges), minlength=_N_BUCKETS)
+            self._codes = np.where(n_edges == 0, n_edges.cumsum(), _UNCLEAR).astype(np.int16)
+
+    def __call__(self, values: NDArray[np.float32]) -> NDArray[np.integer]:
+        """Return the codes of (n,) values, NaN as the last: (n,) integers from 0 to 255."""
+        if not self._has_buckets:
+            return np.searchsorted(self._edges, values, side="right")
+        codes = self._codes.take(self._buckets(values))
+        unclear = np.flatnonzero(codes == _UNCLEAR)
+        codes[unclear] = np.searchsorted(self._edges, values[unclear], side="right")
+        return codes
+
+    def _buckets(self, values: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Return the bucket of each value; that of the lowest edge for NaN."""
+        scaled = np.fmin(np.fmax(values, self._low), self._high)
+        scaled -= self._low
+        scaled *= self._scale
+        buckets: NDArray[np.int32] = scaled.astype(np.int32)
+        return buckets
 
 
 def default_column_model(

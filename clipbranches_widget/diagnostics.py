@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from clipbranches_widget.engine import EngineLoader
 from clipbranches_widget.errors import ClipBranchesError
 from clipbranches_widget.weights import (
     BUNDLED_FOLDER,
@@ -88,7 +89,7 @@ class Report:
 
 
 def doctor() -> Report:
-    """Look at versions, encoder, demo catalog, GPU and disk; never raises for a missing piece.
+    """Look at versions, encoder, GPU, query loops, demo and disk; never raises for what is missing.
 
     Takes about three seconds when torch has not been imported yet, no network.
 
@@ -103,6 +104,7 @@ def doctor() -> Report:
             *_package_checks(),
             *_server_checks(),
             *_torch_checks(),
+            *_loop_checks(),
             *_demo_checks(),
             *_disk_checks(),
         )
@@ -188,6 +190,15 @@ def _torch_checks() -> list[Check]:
     else:
         device = f"cpu, {torch.get_num_threads()} threads (no GPU that torch can use)"
     return [Check(section, "device", device)]
+
+
+def _loop_checks() -> list[Check]:
+    loader = EngineLoader()
+    name = loader.wait().NAME
+    if not loader.problem:
+        return [Check("index", "query loops", f"compiled by {name}")]
+    advice = "pip install --upgrade --force-reinstall numba; until then rounds are slower"
+    return [Check("index", "query loops", f"{name}'s: {loader.problem}", advice)]
 
 
 def _demo_checks() -> list[Check]:

@@ -105,7 +105,7 @@ def draw_sample(
     target = logits > limit_logit - SLACK_LOGITS
     target[np.isin(rows, labels.positive)] = True
     target[np.isin(rows, labels.negative)] = False
-    return Sample(rows, np.isin(rows, random_rows), index.codes(rows), logits, target)
+    return Sample(rows, np.isin(rows, random_rows), index.columns.codes(rows), logits, target)
 
 
 def choose_boxes(forest: TreeEnsemble, sample: Sample, n_rows: int) -> list[LeafBox]:

@@ -24,7 +24,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import traitlets
 from ipyvuetify.VuetifyTemplate import VuetifyTemplate
@@ -40,6 +40,9 @@ from clipbranches_widget.explorer_view import (
     page_view,
 )
 from clipbranches_widget.session import Session
+
+if TYPE_CHECKING:
+    from clipbranches_widget.result import Result
 
 log = logging.getLogger(__name__)
 
@@ -193,11 +196,22 @@ class Explorer(VuetifyTemplate):
                 last_stage, last_time = stage, now
                 self._post(self._set_task, "refine", stage, fraction)
 
+        n_shown = 0
+
+        def partial(result: Result) -> None:
+            nonlocal n_shown
+            self._post(self._show_so_far, result, n_shown)
+            n_shown += 1
+
         self._post(self._set_task, "refine", "Starting", 0.0)
+        is_done = False
         try:
-            self.session.refine(progress=progress, cancel=cancel)
+            self.session.refine(progress=progress, partial=partial, cancel=cancel)
+            is_done = True
         finally:
             self._post(self._set_task)
+            if n_shown and not is_done:
+                self._post(self._refresh)
 
     # -- on the ui lane: the only writer of state and traits -------------------------------------
 
@@ -219,6 +233,11 @@ class Explorer(VuetifyTemplate):
             self._contents.result,
         )
         self._show(self._place if same else Place(self._contents.best_tab()))
+
+    def _show_so_far(self, result: Result, n_before: int) -> None:
+        """Show the answer of a running round as it stands; only the first one changes the tab."""
+        self._contents = (self._contents or Contents.of(self.session)).with_result(result)
+        self._show(self._place if n_before else Place("result"))
 
     def _show(self, place: Place) -> None:
         contents = self._contents or Contents.of(self.session)

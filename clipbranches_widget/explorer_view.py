@@ -73,6 +73,10 @@ class Contents:
             ranked["no"] = labels.negative
         return cls(session, ranked, hits, result)
 
+    def with_result(self, result: Result) -> Contents:
+        """Return these contents with the answer of a round that is still running."""
+        return replace(self, ranked={**self.ranked, "result": result.rows}, result=result)
+
     def best_tab(self) -> str:
         """Return the tab to open first: the later of search and round, else everything."""
         tabs = {"search": "hits", "refine": "result"}
@@ -164,6 +168,8 @@ def headline(contents: Contents, place: Place) -> str:
     if place.tab == "result" and (result := contents.result) is not None:
         share = result.n_touched / max(result.n_total, 1)
         took = seconds_text(result.timings)
+        if not result.is_complete:
+            return f"{n_rows:,} matching {images} so far{took}"
         return f"{n_rows:,} matching {images}{took} \u00b7 {percent(share)} of the catalog scored"
     if place.tab == "hits" and (hits := contents.hits) is not None:
         about = f" to \u201c{shorten(hits.query_text, 80)}\u201d" if hits.query_text else ""

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.catalog_writer import ROWS_PER_SHARD, CatalogWriter, StageProgress
+from clipbranches_widget.catalog_writer import ROWS_PER_SHARD, CatalogWriter
 from clipbranches_widget.embed import EmbeddedBatch, embed_images
 from clipbranches_widget.encoder import Encoder, EncoderInfo, OpenClipEncoder, bundled_encoder
 from clipbranches_widget.errors import CatalogError
+from clipbranches_widget.sorted_columns import ColumnParts
 from clipbranches_widget.sources import (
     MEASURED_COLUMNS,
     ImageSource,
@@ -24,6 +25,7 @@ from clipbranches_widget.sources import (
     image_source,
     items_table,
 )
+from clipbranches_widget.stage_bars import StageBars, StageProgress
 from clipbranches_widget.storage import staged_folder
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def index(
     progress: bool = True,
     encoder: Encoder | None = None,
     rows_per_shard: int = ROWS_PER_SHARD,
+    columns: ColumnParts = "full",
     about: str = "",
 ) -> Catalog:
     """Embed images and build a catalog of them.
@@ -74,6 +77,9 @@ def index(
         A ready encoder, in place of `model`, `pretrained` and `device`.
     rows_per_shard
         Rows a shard holds at most.
+    columns : "full", "bits" or "codes"
+        How much of the column index to store: 9, 5 or 1 bytes per image and column. Answers are
+        the same, but slower with less. `rebuild_columns` changes it later.
     about
         Free text kept in the catalog, such as an attribution.
 
@@ -88,7 +94,8 @@ def index(
     CatalogExistsError
         Something is at `path` already.
     CatalogError
-        No image in the source, or none that can be read, or a column name that is taken.
+        No image in the source, or none that can be read, or a column name that is taken, or
+        unknown `columns`.
     WeightsUnavailableError
         The weights are neither here nor downloadable.
     """
@@ -101,8 +108,10 @@ def index(
         images = image_source(source)
         used = encoder if encoder is not None else _encoder(model, pretrained, device)
         with (
-            CatalogWriter(stage, encoder_info=used.info, rows_per_shard=rows_per_shard) as writer,
-            _StageBars(show=progress) as bars,
+            CatalogWriter(
+                stage, encoder_info=used.info, rows_per_shard=rows_per_shard, columns=columns
+            ) as writer,
+            StageBars(show=progress) as bars,
         ):
             skipped = _embed(images, used, writer, batch_size=batch_size, progress=bars)
             if not writer.n_rows:
@@ -130,6 +139,7 @@ def from_embeddings(
     items: pd.DataFrame | pa.Table | None = None,
     encoder: Encoder | EncoderInfo | None = None,
     rows_per_shard: int = ROWS_PER_SHARD,
+    columns: ColumnParts = "full",
     about: str = "",
     progress: bool = False,
 ) -> Catalog:
@@ -150,6 +160,9 @@ def from_embeddings(
         its info, or None (search by row and vector only, columns named by captions).
     rows_per_shard
         Rows a shard holds at most.
+    columns : "full", "bits" or "codes"
+        How much of the column index to store: 9, 5 or 1 bytes per image and column. Answers are
+        the same, but slower with less. `rebuild_columns` changes it later.
     about
         Free text kept in the catalog, such as an attribution.
     progress
@@ -161,7 +174,7 @@ def from_embeddings(
         Something is at `path` already.
     CatalogError
         Bad embeddings (the message names the rows), another number of items, another dimension
-        than the encoder's, or a column name that is taken.
+        than the encoder's, a column name that is taken, or unknown `columns`.
     """
     array = _checked_embeddings(embeddings)
     info = encoder if isinstance(encoder, EncoderInfo) or encoder is None else encoder.info
@@ -177,8 +190,10 @@ def from_embeddings(
     target = Path(path).expanduser().absolute()
     with (
         staged_folder(target) as stage,
-        CatalogWriter(stage, encoder_info=info, rows_per_shard=rows_per_shard) as writer,
-        _StageBars(show=progress) as bars,
+        CatalogWriter(
+            stage, encoder_info=info, rows_per_shard=rows_per_shard, columns=columns
+        ) as writer,
+        StageBars(show=progress) as bars,
     ):
         for start, block in _unit_blocks(array):
             writer.append(block, table.slice(start, len(block)))
@@ -293,33 +308,3 @@ def _refuse(start: int, bad: NDArray[np.bool_] | np.bool_, expected: str, got: s
             f"expected {expected}, got {got} in rows {shown}{more}: drop these rows from "
             "embeddings and items"
         )
-
-
-class _StageBars:
-    """One progress bar per stage of a build; a context manager and a `StageProgress`."""
-
-    def __init__(self, *, show: bool) -> None:
-        self._show = show
-        self._stage = ""
-        self._bar: Any = None
-
-    def __enter__(self) -> StageProgress:
-        return self._advance
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
-
-    def _advance(self, stage: str, done: int, total: int) -> None:
-        if not self._show:
-            return
-        if stage != self._stage:
-            from tqdm.auto import tqdm
-
-            self._close()
-            self._bar = tqdm(total=total, desc=stage, unit_scale=True)
-            self._stage = stage
-        self._bar.update(done - self._bar.n)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -102,7 +102,6 @@ def _check_shard(folder: Path, entry: ShardEntry, *, dim: int, n_columns: int) -
     arrays: dict[str, tuple[str, tuple[int, ...]]] = {
         EMBEDDINGS_FILE: ("<f2", (entry.n_rows, dim)),
         "codes.npy": ("|u1", (n_columns, entry.n_rows)),
-        "order.npy": ("<u4", (n_columns, entry.n_rows)),
         "offsets.npy": ("<i8", (n_columns, 257)),
         "thumbnails.npy": ("<i8", (entry.n_rows + 1,)),
     }
@@ -110,6 +109,11 @@ def _check_shard(folder: Path, entry: ShardEntry, *, dim: int, n_columns: int) -
     for name in sorted(required - set(entry.pieces)):
         message = f"expected {folder / name} in the manifest, found no entry: {REBUILD}"
         raise CatalogCorruptError(message)
+    optional: dict[str, tuple[str, tuple[int, ...]]] = {
+        "prefix.npy": ("<u8", (n_columns, 31, -(-entry.n_rows // 64))),
+        "order.npy": ("<u4", (n_columns, entry.n_rows)),
+    }
+    arrays |= {name: form for name, form in optional.items() if name in entry.pieces}
     for name, expected in arrays.items():
         piece = entry.pieces[name]
         if (piece.dtype, piece.shape) != expected:

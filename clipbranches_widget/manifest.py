@@ -16,6 +16,8 @@
 
 and ``PIECE`` is ``{"bytes", "fingerprint", "checksum"}``, for arrays also ``"shape"`` and
 ``"dtype"``. Paths in it are relative, with forward slashes: a catalog folder can be moved.
+
+A shard's pieces may lack ``order.npy``, ``prefix.npy`` or both; see `Manifest.column_parts`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import Any
 from clipbranches_widget.errors import CatalogCorruptError
 
 FORMAT_NAME = "clipbranches catalog"
+COLUMN_FILES = ("codes.npy", "offsets.npy", "prefix.npy", "order.npy")
 
 _NAME = re.compile(r"\w[\w.-]*")
 _ENCODER_KEYS = ("kind", "model", "pretrained", "dim", "weights_hash")
@@ -87,6 +90,30 @@ class Manifest:
     def dim(self) -> int:
         """Length of an embedding."""
         return int(self.encoder["dim"])
+
+    @property
+    def column_parts(self) -> str:
+        """What every shard stores of the column index.
+
+        "full"; "bits" without ``order.npy``; "codes" without ``prefix.npy`` too; "order" without
+        ``prefix.npy`` alone, as in the first catalogs.
+        """
+        has_bits, has_order = (
+            all(name in shard.pieces for shard in self.shards) for name in COLUMN_FILES[2:]
+        )
+        if has_bits:
+            return "full" if has_order else "bits"
+        return "order" if has_order else "codes"
+
+    @property
+    def column_bytes(self) -> int:
+        """Bytes of the column index on disk, all shards together."""
+        return sum(
+            piece.n_bytes
+            for shard in self.shards
+            for name, piece in shard.pieces.items()
+            if name in COLUMN_FILES
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``catalog.json`` holds, its own hash included."""

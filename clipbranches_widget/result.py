@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from clipbranches_widget.boxes import LeafBox
     from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.query_plan import QueryPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,12 @@ class Result:
         Seed of the round; 0 for a search.
     notes : tuple of str
         Sentences on what is sampled, approximate, or worth knowing.
+    plan : QueryPlan or None
+        How the column index answered, with what every other way would have read; print it. None
+        for a search.
+    is_complete : bool
+        False for an answer shown while the round is still running: more rows follow, and
+        margins and branches are not there yet.
     """
 
     catalog: Catalog = field(repr=False)
@@ -104,6 +111,8 @@ class Result:
     threshold: float = float("nan")
     seed: int = 0
     notes: tuple[str, ...] = ()
+    plan: QueryPlan | None = None
+    is_complete: bool = True
 
     @classmethod
     def from_search(
@@ -193,4 +202,5 @@ class Result:
         took = f", {seconds * 1000:.0f} ms" if seconds is not None else ""
         read = f", {self.n_touched / max(self.n_total, 1):.1%} of the catalog scored"
         rules = f", {len(self.branches)} branches" if self.branches else ""
-        return f"<Result {self.kind}{about}: {what}{rules}{read}{took}>"
+        so_far = "" if self.is_complete else " so far"
+        return f"<Result {self.kind}{about}: {what}{so_far}{rules}{read}{took}>"

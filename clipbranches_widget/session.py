@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from clipbranches_widget.encoder import Encoder
+    from clipbranches_widget.query_plan import BoxStrategy
     from clipbranches_widget.result import Result
 
 Rows = int | Iterable[int] | NDArray[Any]
@@ -76,6 +77,7 @@ class Session(SessionView):
             catalog.check_encoder(encoder)
         super().__init__(catalog, open_log(catalog, path), encoder)
         self._refining = threading.Lock()
+        self._results.start_loading()
 
     @classmethod
     def open(cls, path: str | Path, catalog: Catalog) -> Session:
@@ -197,7 +199,9 @@ class Session(SessionView):
         *,
         threshold: float | None = None,
         seed: int = 0,
+        strategy: BoxStrategy | None = None,
         progress: Callable[[str, float], None] | None = None,
+        partial: Callable[[Result], None] | None = None,
         cancel: threading.Event | None = None,
     ) -> Result:
         """Find every image of the catalog that the labels and the latest query describe.
@@ -211,15 +215,24 @@ class Session(SessionView):
             Lowest score of a match, between 0 and 1; None is the default of `refine`, 0.5.
         seed
             A whole number of at least 0. Same labels, query, threshold, seed: same answer.
+        strategy
+            Force how the column index answers: "bits", "postings" or "scan". The answer is the
+            same; ``print(result.plan)`` says which was chosen and why.
         progress
             Called with a stage's name and the fraction done.
+        partial
+            Called with the answer so far (`Result.is_complete` is False): a first page as soon
+            as there is a model to rank by, then more and more rows.
         cancel
-            Set it to stop; the session is then as before.
+            Set it to stop within 100 ms; the session is then as before. With it, `progress` and
+            `partial` are called on another thread.
 
         Raises
         ------
         RefineError
             If there is neither a yes label nor a query, or threshold or seed is out of range.
+        QueryError
+            If `strategy` is unknown, or needs a part of the column index that is not stored.
         Cancelled
             If `cancel` was set.
         """
@@ -235,7 +248,9 @@ class Session(SessionView):
                 n_rows=0,
                 digest="",
             )
-            result = self._results.refine(done, progress=progress, cancel=cancel)
+            result = self._results.refine(
+                done, strategy=strategy, progress=progress, partial=partial, cancel=cancel
+            )
         done = replace(done, n_rows=len(result), digest=digest(result.rows))
 
         def decide(state: SessionState) -> Decision:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.encoder import Encoder, load_encoder
 from clipbranches_widget.refine import refine
+from clipbranches_widget.round_clock import Progress
 from clipbranches_widget.search import search
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.query_plan import BoxStrategy
     from clipbranches_widget.result import Result
     from clipbranches_widget.session_events import Round, Search
 
@@ -72,12 +74,16 @@ class SessionResults:
         self,
         asked: Round,
         *,
-        progress: Callable[[str, float], None] | None = None,
+        strategy: BoxStrategy | None = None,
+        progress: Progress | None = None,
+        partial: Callable[[Result], None] | None = None,
         cancel: threading.Event | None = None,
     ) -> Result:
         """Compute a round from its labels, query, threshold and seed."""
         return refine(
-            self._catalog.opened("index", lambda: CatalogIndex(self._catalog)),
+            self._index(),
+            strategy=strategy,
+            partial=partial,
             labels=asked.labels,
             query=None if asked.query is None else asked.query.vector,
             query_text="" if asked.query is None else asked.query.text,
@@ -86,6 +92,13 @@ class SessionResults:
             progress=progress,
             cancel=cancel,
         )
+
+    def start_loading(self) -> None:
+        """Open the column index and load its compiled loops in the background."""
+        self._index().columns.loader.start()
+
+    def _index(self) -> CatalogIndex:
+        return self._catalog.opened("index", lambda: CatalogIndex(self._catalog))
 
     def _remembered(self, asked: Search | Round, compute: Callable[[], Result]) -> Result:
         if (answer := self._recalled(asked)) is not None:

@@ -86,7 +86,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
     stage = path.with_name(f".{path.name}.building-{uuid.uuid4().hex[:12]}")
     lock_path = _lock_path(stage)
     with lock_path.open("wb") as lock:
-        _try_lock(lock)
+        try_lock(lock)
         try:
             stage.mkdir()
             yield stage
@@ -108,7 +108,7 @@ def remove_stale_stages(path: Path) -> list[Path]:
     removed = []
     for lock_path in sorted(path.parent.glob(f".{_escaped(path.name)}.building-*.lock")):
         with contextlib.suppress(FileNotFoundError), lock_path.open("r+b") as lock:
-            if not _try_lock(lock):
+            if not try_lock(lock):
                 continue
             stage = lock_path.with_suffix("")
             shutil.rmtree(stage, ignore_errors=True)
@@ -328,7 +328,7 @@ def _escaped(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
-def _try_lock(file: IO[bytes]) -> bool:
+def try_lock(file: IO[bytes]) -> bool:
     """Lock an open file without waiting; return whether it worked. Closing it unlocks."""
     try:
         if sys.platform == "win32":

@@ -20,8 +20,6 @@ from clipbranches_widget.errors import RefineError
 if TYPE_CHECKING:
     import xgboost as xgb
 
-KERNEL_ROWS = 20_000
-"""From here on margins are summed by the compiled kernel; below, NumPy is done before it loads."""
 _N_CHECK_ROWS = 64
 
 
@@ -104,39 +102,14 @@ class TreeEnsemble:
             )
 
     def margins(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the margins of (D, n) codes: (n,) float32, as `Booster.predict` sums them."""
+        """Return the margins of (D, n) codes: (n,) float32, as `Booster.predict` sums them.
+
+        For few rows; `ColumnIndex.margins` has the quicker loops.
+        """
         total = np.full(codes.shape[1], self.base_margin, dtype=np.float32)
-        if codes.shape[1] < KERNEL_ROWS:
-            for tree in self.trees:
-                total += tree.leaf_values(codes)
-        else:
-            self._add_leaves(codes, total)
+        for tree in self.trees:
+            total += tree.leaf_values(codes)
         return total
-
-    def _add_leaves(self, codes: NDArray[np.uint8], total: NDArray[np.float32]) -> None:
-        """Add the leaves of all trees to `total`, (n,) float32, with the compiled kernel."""
-        from clipbranches_widget.kernels import sum_leaves
-
-        sizes = [len(tree.left) for tree in self.trees]
-        first_node = (np.cumsum(sizes) - sizes).astype(np.int32)
-
-        def shifted(child: str) -> NDArray[np.int32]:
-            parts = [
-                np.where(tree.left < 0, -1, getattr(tree, child) + first)
-                for tree, first in zip(self.trees, first_node, strict=True)
-            ]
-            return np.concatenate(parts).astype(np.int32)
-
-        sum_leaves(
-            codes,
-            first_node,
-            np.concatenate([tree.column for tree in self.trees]),
-            np.concatenate([tree.threshold for tree in self.trees]),
-            shifted("left"),
-            shifted("right"),
-            np.concatenate([tree.value for tree in self.trees]),
-            total,
-        )
 
     def leaf_boxes(self) -> list[list[LeafBox]]:
         """Return the leaf boxes of each tree; leaves that no code reaches are left out."""

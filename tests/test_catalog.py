@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from clipbranches_widget.errors import (
     QueryError,
 )
 from clipbranches_widget.ingest import from_embeddings
-from clipbranches_widget.manifest import Manifest
+from clipbranches_widget.integrity import read_manifest
+from clipbranches_widget.manifest import COLUMN_FILES, Manifest
 from clipbranches_widget.storage import FORMAT_VERSION
 from clipbranches_widget.vector_index import VectorIndex
 
@@ -33,8 +35,9 @@ SHARD_FILES = (
     "embeddings.npy",
     "vectors.usearch",
     "codes.npy",
-    "order.npy",
     "offsets.npy",
+    "prefix.npy",
+    "order.npy",
     "thumbnails.bin",
     "thumbnails.npy",
 )
@@ -76,9 +79,10 @@ def copy(built, tmp_path):
     return Path(shutil.copytree(built, tmp_path / "copy.cbcat"))
 
 
-def reseal(folder, edit=dict):
+def reseal(folder, edit=dict, before=dict):
     """Rewrite the manifest so that it describes the files as they are now, then `edit` it."""
     value = json.loads((folder / "catalog.json").read_text())
+    before(value)
     groups = [(folder, value["pieces"])]
     groups += [(folder / shard["folder"], shard["pieces"]) for shard in value["shards"]]
     for place, pieces in groups:
@@ -291,7 +295,7 @@ def test_a_newer_format(copy):
         (lambda v: v.pop("shards"), "an entry is missing or malformed"),
         (lambda v: v["columns"].update(n_columns=3), r"codes\.npy: expected \|u1 \(3, 10\)"),
         (lambda v: v["columns"].update(hash="x"), r"columns\.json: expected column model x, got"),
-        (lambda v: v["shards"][1]["pieces"].pop("order.npy"), r"0001/order\.npy in the manifest"),
+        (lambda v: v["shards"][1]["pieces"].pop("codes.npy"), r"0001/codes\.npy in the manifest"),
         (lambda v: v["pieces"].pop("columns.npz"), r"columns\.npz in the manifest"),
         (lambda v: v["shards"][0].update(folder="../x"), "malformed"),
     ],
@@ -310,6 +314,8 @@ def test_a_manifest_that_disagrees_with_the_pieces(copy, edit, message):
         ("embeddings.npy", np.zeros((10, DIM), "<f4"), r"<f2 \(10, 6\), got <f4 \(10, 6\)"),
         ("codes.npy", np.zeros((2, 10), "|u1"), r"\|u1 \(\d+, 10\), got \|u1 \(2, 10\)"),
         ("order.npy", np.zeros((2, 10), "<u4"), r"<u4 \(\d+, 10\), got <u4 \(2, 10\)"),
+        ("prefix.npy", np.zeros((6, 31, 2), "<u8"), r"<u8 \(\d+, 31, 1\), got <u8 \(6, 31, 2\)"),
+        ("prefix.npy", np.zeros((6, 31, 1), "<i8"), r"<u8 \(\d+, 31, 1\), got <i8 \(6, 31, 1\)"),
         ("offsets.npy", np.zeros((2, 257), "<i8"), r"<i8 \(\d+, 257\), got <i8 \(2, 257\)"),
         ("thumbnails.npy", np.zeros(10, "<i8"), r"<i8 \(11,\), got <i8 \(10,\)"),
     ],
@@ -319,6 +325,51 @@ def test_an_array_of_another_shape_or_kind(copy, name, array, message):
     reseal(copy)
     with pytest.raises(CatalogCorruptError, match=rf"0000/{name}: expected {message}"):
         Catalog.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "parts"),
+    [
+        ((), "full"),
+        (("order.npy",), "bits"),
+        (("order.npy", "prefix.npy"), "codes"),
+        (("prefix.npy",), "order"),  # as the first catalogs were
+    ],
+)
+def test_parts_of_the_column_index_can_be_left_out(copy, left_out, parts):
+    for name in left_out:
+        for file in copy.glob(f"shards/*/{name}"):
+            file.unlink()
+
+    def forget(value):
+        for shard in value["shards"]:
+            for name in left_out:
+                shard["pieces"].pop(name, None)
+
+    reseal(copy, before=forget)
+    catalog = Catalog.open(copy)
+    catalog.verify()
+    info = catalog.info()
+    assert info["column_parts"] == parts
+    files = [file for name in COLUMN_FILES for file in copy.glob(f"shards/*/{name}")]
+    assert len(files) == 3 * (4 - len(left_out))
+    assert info["column_bytes"] == sum(file.stat().st_size for file in files)
+    assert info["column_bytes"] < info["bytes_on_disk"]
+
+
+def test_a_catalog_whose_manifest_is_replaced_while_it_opens(copy, monkeypatch):
+    """Files may go as soon as a new manifest is in place, while the old one is being checked."""
+    old = read_manifest(copy)
+    shards = [
+        replace(shard, pieces={k: v for k, v in shard.pieces.items() if k != "order.npy"})
+        for shard in old.shards
+    ]
+    new = replace(old, shards=tuple(shards))
+    for file in copy.glob("shards/*/order.npy"):
+        file.unlink()
+    read = iter([old, new])
+    monkeypatch.setattr("clipbranches_widget.catalog.read_manifest", lambda _: next(read))
+    assert Catalog.open(copy).info()["column_parts"] == "bits"
 
 
 def test_items_of_another_length(copy):

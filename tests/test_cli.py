@@ -122,7 +122,25 @@ def test_info_is_json(indexed, capsys):
     assert info["n_skipped"] == 1
     assert info["encoder"] == "bundled"
     assert info["model"] == "clipbranches-demo"
-    assert info["bytes_on_disk"] > 10_000
+    assert info["column_parts"] == "full"
+    assert info["bytes_on_disk"] > info["column_bytes"] > 10_000
+
+
+def test_columns_of_an_index_can_be_chosen_and_changed(pictures, tmp_path, capsys):
+    target = str(tmp_path / "small.cbcat")
+    options = ["--demo-encoder", "--quiet", "--columns", "codes"]
+    assert main(["index", str(pictures), target, *options]) == 0
+    sizes = {"codes": cb.open(target).info()["column_bytes"]}
+    capsys.readouterr()
+    for parts in ("full", "bits", "full", "codes"):
+        assert main(["columns", target, "--parts", parts, "--quiet"]) == 0
+        catalog = cb.open(target)
+        catalog.verify()
+        assert catalog.info()["column_parts"] == parts
+        size = catalog.info()["column_bytes"]
+        assert sizes.setdefault(parts, size) == size
+        assert f"column index: {parts}, {size:,} bytes" in capsys.readouterr().out
+    assert sizes["codes"] < sizes["bits"] < sizes["full"]
 
 
 def test_info_verify_passes_and_then_names_a_changed_file(indexed, tmp_path, capsys):
@@ -166,7 +184,9 @@ def test_search_from_the_shell_equals_the_api(indexed, capsys, tmp_path):
     assert rows == hits.rows.tolist()
 
 
-@pytest.mark.parametrize("command", [["info", "{}"], ["search", "{}", "a bird"]])
+@pytest.mark.parametrize(
+    "command", [["info", "{}"], ["search", "{}", "a bird"], ["columns", "{}", "--parts", "full"]]
+)
 def test_a_missing_catalog_is_one_line_and_status_1(command, tmp_path, capsys):
     missing = tmp_path / "none.cbcat"
 
@@ -184,7 +204,9 @@ def test_an_empty_query_is_status_1(indexed, capsys):
     assert "expected some words to search for" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["serach"], ["index"], ["search", "x.cbcat"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["serach"], ["index"], ["search", "x.cbcat"], ["columns", "x.cbcat"]]
+)
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
@@ -194,7 +216,7 @@ def test_wrong_usage_is_status_2(arguments, capsys):
 def test_version_and_help_from_the_shell():
     assert run("--version").stdout.strip() == f"clipbranches {cb.__version__}"
     help_text = run("--help").stdout
-    for command in ("demo", "index", "info", "search", "doctor"):
+    for command in ("demo", "index", "info", "columns", "search", "doctor"):
         assert re.search(rf"^\s+{command}\s+\w", help_text, re.MULTILINE)
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from clipbranches_widget import diagnostics as doctor_module
+from clipbranches_widget import kernels
 from clipbranches_widget.diagnostics import Check, Report, doctor
 from clipbranches_widget.weights import DEMO_NOTE
 
@@ -127,3 +128,13 @@ def test_a_broken_demo_catalog_is_reported(monkeypatch, tmp_path):
     report = Report(tuple(doctor_module._demo_checks()))
     assert found(report, "demo catalog").found == "cannot be opened"
     assert found(report, "demo catalog").problem
+
+
+def test_broken_compiled_loops_are_explained(monkeypatch):
+    def broken():
+        raise OSError("libLLVM.so: file too short")
+
+    monkeypatch.setattr(kernels, "warm_up", broken)
+    report = doctor()
+    assert "libLLVM.so: file too short" in found(report, "query loops").found
+    assert "pip install" in found(report, "query loops").problem

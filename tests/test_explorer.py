@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import comm
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from comm.base_comm import BaseComm
 from word_encoder import WordEncoder, build_catalog
 
+from clipbranches_widget import refine
 from clipbranches_widget.explorer import Explorer
 from clipbranches_widget.explorer_lanes import Lane
 from clipbranches_widget.explorer_view import (
@@ -87,9 +89,14 @@ def settle(*explorers):
 
 def act(explorer, event, **data):
     """Deliver a browser event as the comm would, and wait for what follows."""
+    send(explorer, event, **data)
+    settle(explorer)
+
+
+def send(explorer, event, **data):
+    """Deliver a browser event as the comm would."""
     content = {"method": "custom", "content": {"event": event, "data": data}}
     explorer._handle_msg({"content": {"data": content}, "buffers": []})
-    settle(explorer)
 
 
 def shown(explorer):
@@ -369,14 +376,66 @@ def test_cancel_stops_a_round_and_leaves_the_session(session, catalog, explore):
     explorer = explore(session)
     gate = threading.Event()
     explorer._work.post(gate.wait)
-    for event in ("refine", "cancel"):
-        content = {"method": "custom", "content": {"event": event, "data": {}}}
-        explorer._handle_msg({"content": {"data": content}, "buffers": []})
+    send(explorer, "refine")
+    send(explorer, "cancel")
     gate.set()
     settle(explorer)
     assert session.result is None
     assert explorer.notice["text"] == "Cancelled."
     assert explorer.task["name"] == ""
+
+
+@pytest.fixture
+def held_trees(monkeypatch):
+    """Hold every round between its teacher and its trees until the event is set."""
+    gate, fit = threading.Event(), refine.fit_forest
+
+    def fit_when_open(*arguments, **options):
+        assert gate.wait(60)
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(refine, "fit_forest", fit_when_open)
+    yield gate
+    gate.set()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_best_page_is_shown_before_the_round_is_complete(session, catalog, explore, held_trees):
+    session.label(positive=rows_of(catalog, "bird")[:4])
+    explorer = explore(session)
+    send(explorer, "refine")
+    wait_for(lambda: explorer.view.get("tab") == "result")
+    assert "so far" in explorer.view["headline"]
+    assert explorer.branches == []
+    early = shown(explorer)
+    held_trees.set()
+    settle(explorer)
+    assert "so far" not in explorer.view["headline"]
+    assert explorer.branches
+    assert shown(explorer)[: len(early)] == early[: len(shown(explorer))]
+
+
+def test_cancel_does_not_wait_for_the_trees_and_takes_the_early_page_back(
+    session, catalog, explore, held_trees
+):
+    explorer = explore(session)
+    act(explorer, "search", text="bird")
+    act(explorer, "label", row=rows_of(catalog, "bird")[0], value=1)
+    before = shown(explorer)
+    send(explorer, "refine")
+    wait_for(lambda: explorer.view.get("tab") == "result")
+    act(explorer, "cancel")
+    assert explorer.notice["text"] == "Cancelled."
+    assert explorer.view["tab"] == "hits"
+    assert shown(explorer) == before
+    assert session.result is None
+    assert not held_trees.is_set()
 
 
 def test_of_many_searches_in_a_row_the_last_wins(session, explore):

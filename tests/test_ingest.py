@@ -375,6 +375,29 @@ def test_rows_per_shard_is_checked(tmp_path):
         from_embeddings(np.eye(3), tmp_path / "a.cbcat", rows_per_shard=0)
 
 
+@pytest.mark.parametrize("columns", ["full", "bits", "codes"])
+@pytest.mark.parametrize("build", [build_index, from_embeddings])
+@pytest.mark.usefixtures("logged")
+def test_parts_of_the_column_index(pictures, tmp_path, columns, build):
+    source = pictures if build is build_index else np.tile(np.eye(3), (3, 1))
+    catalog = build(source, tmp_path / "a.cbcat", columns=columns, rows_per_shard=5)
+    assert catalog.info()["column_parts"] == columns
+    catalog.verify()
+    model = ColumnModel.open(catalog.path)
+    for shard in catalog.shards:
+        opened = SortedColumns.open(shard.path, n_columns=model.n_columns, n_rows=shard.n_rows)
+        expected = SortedColumns.from_codes(model.codes(shard.embeddings), columns=columns)
+        for name in ("codes", "offsets", "prefix", "order"):
+            assert np.array_equal(getattr(opened, name), getattr(expected, name)), name
+
+
+def test_unknown_parts_of_the_column_index(pictures, tmp_path):
+    for build, source in ((build_index, pictures), (from_embeddings, np.eye(3))):
+        with pytest.raises(CatalogError, match="'full', 'bits' or 'codes', got 'all'"):
+            build(source, tmp_path / "a.cbcat", columns="all")
+    assert names(tmp_path) == ["pictures"]
+
+
 BUILD = """
 import sys
 import numpy as np

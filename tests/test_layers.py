@@ -11,15 +11,27 @@ PACKAGE = Path(clipbranches_widget.__file__).parent
 
 # Lowest first; modules of one line do not import each other.
 LAYERS = [
-    {"errors", "boxes", "file_lock", "kernels", "teacher", "explorer_lanes"},
-    {"storage", "images", "thumbnails", "labels", "manifest", "sources", "session_file"},
-    {"weights", "trees", "vector_index", "column_model", "integrity"},
-    {"open_clip_models", "sorted_columns", "session_events"},
-    {"encoder"},
-    {"catalog", "box_query", "embed", "session_state"},
+    {"errors", "boxes", "file_lock", "teacher", "explorer_lanes", "stage_bars"},
+    {
+        "storage",
+        "images",
+        "thumbnails",
+        "labels",
+        "manifest",
+        "sources",
+        "session_file",
+        "round_clock",
+    },
+    {"weights", "trees", "vector_index", "column_model", "integrity", "array_build"},
+    {"open_clip_models", "sorted_columns", "session_events", "tree_program", "tree_loops"},
+    {"encoder", "column_build", "box_program", "box_loops"},
+    {"catalog", "array_kernels", "kernels", "embed", "session_state"},
+    {"engine", "query_plan"},
+    {"box_query"},
     {"catalog_writer", "catalog_index", "result", "session_log"},
-    {"ingest", "search", "distil"},
-    {"refine", "demo_catalog"},
+    {"ingest", "search", "distil", "column_rebuild"},
+    {"round_answer", "demo_catalog"},
+    {"refine"},
     {"session_results", "diagnostics"},
     {"session_view"},
     {"session"},
@@ -31,12 +43,14 @@ LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in mod
 LAZY = {
     "torch": {"encoder", "open_clip_models", "weights", "embed", "diagnostics"},
     "open_clip": {"encoder", "open_clip_models", "weights"},
-    "numba": {"kernels"},
+    "numba": {"kernels", "box_loops", "tree_loops"},
     "xgboost": {"trees"},
     "usearch": {"vector_index"},
     "ipyvuetify": {"explorer"},
     "ipywidgets": {"explorer"},
 }
+
+EAGER = {"explorer", "kernels", "box_loops", "tree_loops"}  # themselves imported late
 
 
 def imports(module):
@@ -68,7 +82,7 @@ def test_imports_go_down(module):
 def test_heavy_packages_are_imported_in_one_place_and_late(module):
     for name, is_top in imports(module):
         root = name.partition(".")[0]
-        if root in LAZY and module not in {"kernels", "explorer"}:
+        if root in LAZY and module not in EAGER:
             assert not is_top, f"{module} imports {root} at the top"
         if root in LAZY:
             assert module in LAZY[root], f"{module} imports {root}"

@@ -1,18 +1,24 @@
 """A round on clustered catalogs: exact against the full scan, and defined in every corner."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from clipbranches_widget import array_kernels, round_answer
 from clipbranches_widget.boxes import union_mask
 from clipbranches_widget.catalog_index import CatalogIndex
-from clipbranches_widget.errors import Cancelled, RefineError
+from clipbranches_widget.errors import Cancelled, QueryError, RefineError
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.labels import LabelSet
 from clipbranches_widget.refine import MIN_NEAREST, learn, refine
+from clipbranches_widget.sorted_columns import PREFIX_EDGES
 from clipbranches_widget.teacher import logit_to_score, score_to_logit
 
+refine_module = import_module("clipbranches_widget.refine")
 N_CLUSTERS = 40
 
 
@@ -240,6 +246,111 @@ def test_progress_names_each_stage_and_cancel_stops_before_it(build, rng, stage)
         refine(index, labels=labels, progress=progress, cancel=cancel)
     assert [name for name, _ in seen] == stages[: stages.index(stage)]
     assert all(0 <= fraction < 1 for _, fraction in seen)
+
+
+def test_cancel_does_not_wait_for_the_trees(build, rng, monkeypatch):
+    embeddings, cluster = clustered(rng, 300)
+    index, labels = build(embeddings), some_labels(cluster)
+    in_trees, gate, cancel = threading.Event(), threading.Event(), threading.Event()
+
+    def fit_when_open(*_arguments, **_options):
+        in_trees.set()
+        gate.wait(60)
+        raise RefineError("never seen: the round was cancelled long ago")
+
+    monkeypatch.setattr(refine_module, "fit_forest", fit_when_open)
+    canceller = threading.Thread(target=lambda: (in_trees.wait(60), cancel.set()))
+    canceller.start()
+    with pytest.raises(Cancelled, match="labels and results are as before"):
+        refine(index, labels=labels, cancel=cancel)
+    assert not gate.is_set()
+    gate.set()
+    canceller.join()
+
+
+@pytest.mark.parametrize("n", [300, 24_000])
+def test_the_best_page_comes_first_and_rows_are_only_added(build, rng, monkeypatch, n):
+    monkeypatch.setattr(round_answer, "PARTIAL_EVERY_S", 0.0)
+    monkeypatch.setattr(array_kernels, "BOX_PIECE_ROWS", (64, 64))
+    embeddings, cluster = clustered(rng, n)
+    index, labels = build(embeddings), some_labels(cluster)
+    seen, stages = [], []
+
+    def partial(result):
+        seen.append((list(stages), result))
+
+    def progress(stage, _fraction):
+        stages.append(stage)
+
+    final = refine(index, labels=labels, progress=progress, partial=partial)
+    assert final.is_complete
+    assert len(seen) > 4
+    assert seen[0][0] == ["teacher"]
+    rows = [set(result.rows.tolist()) for _, result in seen] + [set(final.rows.tolist())]
+    assert rows[0]
+    assert all(before <= after for before, after in pairwise(rows))
+    for _, result in seen:
+        assert not result.is_complete
+        assert "so far" in repr(result)
+        assert len(result.to_pandas()) == len(result)
+    first = seen[0][1]
+    n_same = min(60, len(first))
+    assert np.array_equal(first.rows[:n_same], final.rows[:n_same])
+    assert np.array_equal(first.scores[:n_same], final.scores[:n_same])
+
+
+def test_the_plan_is_explained_and_forcing_one_changes_nothing(build, rng):
+    embeddings, cluster = clustered(rng, 3_000)
+    labels = some_labels(cluster)
+    index = build(embeddings)
+    chosen = refine(index, labels=labels)
+    lines = str(chosen.plan).splitlines()
+    assert lines[0].startswith(f"{chosen.plan.strategy} (")
+    assert len(lines) == 4
+    for strategy in ("bits", "postings", "scan"):
+        forced = refine(index, labels=labels, strategy=strategy)
+        assert forced.plan.strategy == strategy
+        assert_same(forced, chosen)
+    with pytest.raises(QueryError, match="among bits, postings, scan"):
+        refine(index, labels=labels, strategy="magic")
+
+
+def assert_same(one, other):
+    assert np.array_equal(one.rows, other.rows)
+    assert np.array_equal(one.scores, other.scores)
+    assert np.array_equal(one.margins, other.margins)
+    assert np.array_equal(one.branch_ids, other.branch_ids)
+    assert [str(each) for each in one.branches] == [str(each) for each in other.branches]
+
+
+def test_boxes_end_where_there_are_bit_vectors(build, rng):
+    embeddings, cluster = clustered(rng, 3_000)
+    model = learn(build(embeddings), labels=some_labels(cluster))
+    bounds = {code for box in model.boxes for _, *ends in box.ranges for code in ends}
+    assert bounds <= {0, *PREFIX_EDGES, 256}
+
+
+@pytest.mark.parametrize("columns", ["bits", "codes"])
+def test_an_index_with_less_stored_gives_the_same_answer(tmp_path, rng, columns):
+    embeddings, cluster = clustered(rng, 3_000)
+    labels = some_labels(cluster)
+    answers = []
+    for parts in ("full", columns):
+        catalog = from_embeddings(embeddings, tmp_path / f"{parts}.cbcat", columns=parts)
+        answers.append(refine(CatalogIndex(catalog), labels=labels))
+    assert_same(*answers)
+    assert len(answers[1].plan.estimates) == (2 if columns == "bits" else 1)
+
+
+def test_eight_rounds_at_once_share_one_index(build, rng):
+    embeddings, cluster = clustered(rng, 24_000)
+    index = build(embeddings)
+    labels = [some_labels(cluster, wanted=wanted) for wanted in range(8)]
+    alone = [refine(index, labels=each) for each in labels]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda each: refine(index, labels=each), labels))
+    for one, other in zip(alone, together, strict=True):
+        assert_same(one, other)
 
 
 def test_timings_cover_the_stages(build, rng):

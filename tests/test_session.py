@@ -397,6 +397,22 @@ def test_a_cancelled_round_leaves_the_session_as_before(session, last_stage):
     assert told(session) == before
 
 
+def test_a_round_shows_its_answer_as_it_grows_and_explains_its_plan(session):
+    session.label(positive=[1, 2], negative=[3])
+    seen = []
+    result = session.refine(partial=seen.append, strategy="scan")
+    assert seen
+    assert not any(each.is_complete for each in seen)
+    assert set(seen[0].rows.tolist()) <= set(result.rows.tolist())
+    assert result.plan.strategy == "scan"
+    assert session.result is result
+
+
+def test_a_session_loads_the_compiled_loops_without_being_asked(session, catalog):
+    index = catalog.opened("index", lambda: pytest.fail("the session opened no index"))
+    assert index.columns.loader.wait().NAME == "numba"
+
+
 def test_a_second_round_waits_for_the_first(session):
     session.label(positive=[1, 2], negative=[3])
     stages, started = [], threading.Event()

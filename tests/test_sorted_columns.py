@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from clipbranches_widget.boxes import CodeRange, LeafBox
+from clipbranches_widget.boxes import CodeRange
 from clipbranches_widget.column_model import (
+    Coder,
     ColumnModel,
     default_column_model,
     equi_depth_edges,
@@ -13,7 +14,12 @@ from clipbranches_widget.column_model import (
     vocabulary,
 )
 from clipbranches_widget.errors import CatalogCorruptError
-from clipbranches_widget.sorted_columns import SortedColumns, build_sorted_columns, sort_column
+from clipbranches_widget.sorted_columns import (
+    PREFIX_EDGES,
+    SortedColumns,
+    prefix_bits,
+    sort_column,
+)
 
 
 def unit_rows(rng, n, dim=16):
@@ -49,14 +55,6 @@ def test_posting_list_and_count_equal_the_scan(codes, data):
     expected = np.flatnonzero((codes[column] >= low) & (codes[column] < float(code_range.high)))
     assert index.count(code_range) == len(expected)
     assert np.array_equal(np.sort(index.posting_list(code_range)), expected)
-
-
-def test_narrowest_range_reads_fewest_rows():
-    codes = np.array([[0, 0, 0, 9], [5, 6, 7, 8]], dtype=np.uint8)
-    index = SortedColumns.from_codes(codes)
-    box = LeafBox.from_bounds({0: (0, 5), 1: (8, 256)})
-    assert index.narrowest(box) == CodeRange(1, 8, 256)
-    assert index.narrowest(LeafBox.from_bounds({})) is None
 
 
 @settings(max_examples=15)
@@ -121,17 +119,62 @@ def test_model_survives_the_disk_and_refuses_other_arrays(tmp_path, rng):
         ColumnModel.open(tmp_path)
 
 
-def test_index_on_disk_equals_the_index_in_memory(tmp_path, rng):
-    embeddings = unit_rows(rng, 1000).astype(np.float16)
-    model = default_column_model(embeddings, encoder=None, n_columns=8)
-    seen = []
-    build_sorted_columns(embeddings, model, tmp_path, progress=lambda *at: seen.append(at))
-    opened = SortedColumns.open(tmp_path, n_columns=8, n_rows=1000)
-    expected = SortedColumns.from_codes(model.codes(embeddings))
-    assert np.array_equal(opened.codes, expected.codes)
-    assert np.array_equal(opened.order, expected.order)
-    assert np.array_equal(opened.offsets, expected.offsets)
-    assert not opened.codes.flags.writeable
-    assert seen[-1] == (8, 8)
-    with pytest.raises(CatalogCorruptError, match=r"codes\.npy"):
-        SortedColumns.open(tmp_path, n_columns=8, n_rows=999)
+def test_files_of_another_shape_or_kind_are_refused(tmp_path, rng):
+    codes = rng.integers(0, 256, size=(3, 100), dtype=np.uint8)
+    built = SortedColumns.from_codes(codes)
+    arrays = {name: getattr(built, name) for name in ("codes", "offsets", "order", "prefix")}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    opened = SortedColumns.open(tmp_path, n_columns=3, n_rows=100)
+    for name, array in arrays.items():
+        assert np.array_equal(getattr(opened, name), array)
+        assert not getattr(opened, name).flags.writeable
+        np.save(tmp_path / f"{name}.npy", array[:2])
+        with pytest.raises(CatalogCorruptError, match=rf"{name}\.npy: expected shape"):
+            SortedColumns.open(tmp_path, n_columns=3, n_rows=100)
+        np.save(tmp_path / f"{name}.npy", array.astype(np.float32))
+        with pytest.raises(CatalogCorruptError, match=rf"{name}\.npy: expected dtype"):
+            SortedColumns.open(tmp_path, n_columns=3, n_rows=100)
+        np.save(tmp_path / f"{name}.npy", array)
+
+
+def test_parts_can_be_left_out(tmp_path, rng):
+    codes = rng.integers(0, 256, size=(3, 100), dtype=np.uint8)
+    built = SortedColumns.from_codes(codes)
+    np.save(tmp_path / "codes.npy", built.codes)
+    np.save(tmp_path / "offsets.npy", built.offsets)
+    opened = SortedColumns.open(tmp_path, n_columns=3, n_rows=100)
+    assert opened.order is None
+    assert opened.prefix is None
+    whole = CodeRange(0, 0, 256)
+    assert opened.count(whole) == 100
+    with pytest.raises(ValueError, match="expected an index with its sorted order"):
+        opened.posting_list(whole)
+
+
+@given(hnp.arrays(np.uint8, st.integers(1, 300)))
+def test_prefix_bits_say_which_codes_are_below_each_edge(codes):
+    bits = np.unpackbits(prefix_bits(codes).view(np.uint8), axis=1, bitorder="little")
+    expected = codes < np.array(PREFIX_EDGES)[:, None]
+    assert np.array_equal(bits[:, : len(codes)], expected)
+    assert not bits[:, len(codes) :].any()
+
+
+EDGES = st.one_of(
+    hnp.arrays(np.float32, 255, elements=st.floats(allow_nan=False, width=32)),
+    hnp.arrays(np.float32, 255, elements=st.floats(-1, 1, width=32)),
+    hnp.arrays(np.float32, 255, elements=st.sampled_from([-1, 0, 0.25, 0.5])),
+    st.integers(0, 2**32 - 1).map(
+        lambda seed: np.random.default_rng(seed).standard_normal(255, dtype=np.float32)
+    ),
+)
+
+
+@settings(max_examples=200)
+@given(EDGES, hnp.arrays(np.float32, st.integers(0, 20), elements=st.floats(width=32)))
+def test_coding_by_buckets_is_searching_the_edges(edges, others):
+    edges = np.sort(edges)
+    with np.errstate(over="ignore"):  # next to the largest float is infinity
+        above, below = (np.nextafter(edges, np.float32(end)) for end in (np.inf, -np.inf))
+    values = np.concatenate([edges, above, below, others, np.float32([0, -0.0, np.inf, -np.inf])])
+    assert np.array_equal(Coder(edges)(values), np.searchsorted(edges, values, side="right"))
