@@ -31,6 +31,7 @@ from clipbranches_widget.query_plan import (
     candidate_leaves,
     plan_boxes,
     plan_ensemble,
+    worth_reading,
 )
 from clipbranches_widget.sorted_columns import WORD_ROWS, SortedColumns
 from clipbranches_widget.tree_program import TreeProgram
@@ -188,10 +189,13 @@ class ColumnIndex:
         Parameters and errors as `in_boxes`; the strategies are "scan" and "leaves".
         """
         engine, limit = self.loader.engine, np.float32(threshold)
-        leaves = candidate_leaves(ensemble, limit, self.stats)
-        plan = plan_ensemble(ensemble, leaves, self.stats, strategy=strategy, engine=engine.NAME)
         program = TreeProgram.of(ensemble)
-        if plan.strategy == "leaves":
+        leaves: list[LeafBox] | None = None
+        if strategy != "scan":
+            most = worth_reading(program, self.stats, engine.NAME) if strategy is None else np.inf
+            leaves = candidate_leaves(ensemble, limit, self.stats, max_rows=most)
+        plan = plan_ensemble(program, leaves, self.stats, strategy=strategy, engine=engine.NAME)
+        if leaves is not None and plan.strategy == "leaves":
             rows = self.in_boxes(leaves, cancel=cancel).rows
             margins = engine.margins(self.codes(rows), program)
             above = margins > limit

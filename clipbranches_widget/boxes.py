@@ -125,7 +125,9 @@ def in_range(codes: NDArray[np.uint8], low: int, high: int) -> NDArray[np.bool_]
     """
     if high - low == N_CODES:
         return np.ones(codes.shape, dtype=np.bool_)
-    inside: NDArray[np.bool_] = (codes - np.uint8(low)) < np.uint8(high - low)
+    above_low = codes - np.uint8(low)
+    inside = above_low.view(np.bool_)  # in place: a second array would cost more than the work
+    np.less(above_low, np.uint8(high - low), out=inside)
     return inside
 
 

@@ -103,12 +103,14 @@ class Costs:
     bit_term_word: float = 0.09
     box_word: float = 0.45
     code_range_row: float = 0.035
-    posting_row: float = 2.5
+    posting_row: float = 1.0
     verified_row: float = 3.5
+    sorted_row: float = 25.0
     posting_box: float = 40_000.0
     unit_row: float = 0.09
     gathered_code: float = 1.5
-    call: float = 40_000.0
+    query: float = 80_000.0
+    call: float = 20_000.0
 
 
 COSTS = {
@@ -205,9 +207,9 @@ def plan_boxes(
     >>> box = LeafBox.from_bounds({0: (240, 256), 3: (0, 128)})
     >>> print(plan_boxes([box], stats))
     bits (numba loops): the quickest of 3
-      bits: 2 bit vectors, 640 KB, about 0.094 ms
-      scan: 2 code ranges of 2 columns, 5.12 MB, about 0.24 ms
-      postings: 160,000 rows of posting lists, 160,000 codes to verify, 10.9 MB, about 1 ms
+      bits: 2 bit vectors, 640 KB, about 0.15 ms
+      scan: 2 code ranges of 2 columns, 5.12 MB, about 0.3 ms
+      postings: 160,000 rows of posting lists, 160,000 codes to verify, 10.9 MB, about 2.8 ms
     """
     costs = COSTS[engine]
     estimates = [_scan(boxes, stats, costs)]
@@ -219,8 +221,8 @@ def plan_boxes(
 
 
 def plan_ensemble(
-    ensemble: TreeEnsemble,
-    leaves: Sequence[LeafBox],
+    program: TreeProgram,
+    leaves: Sequence[LeafBox] | None,
     stats: Stats,
     *,
     strategy: EnsembleStrategy | None = None,
@@ -230,61 +232,81 @@ def plan_ensemble(
 
     Parameters
     ----------
-    ensemble : TreeEnsemble
-    leaves : sequence of LeafBox
-        Leaves outside of which no row reaches the threshold (`candidate_leaves`).
+    program : TreeProgram
+    leaves : sequence of LeafBox or None
+        Leaves outside of which no row reaches the threshold (`candidate_leaves`); None where
+        they would hold too many rows.
     stats, engine
         As for `plan_boxes`.
     strategy : "scan" or "leaves", optional
         Force one.
     """
     costs = COSTS[engine]
-    program = TreeProgram.of(ensemble)
-    n_units, n_columns = len(program.columns), len(program.used_columns)
+    n_columns = len(program.used_columns)
     scan = Estimate(
         "scan",
         stats.n_rows * n_columns,
-        stats.n_rows * n_units * costs.unit_row * 1e-6,
-        f"{len(ensemble.trees)} trees over all {stats.n_rows:,} rows of {n_columns} columns",
+        _scan_ns(program, stats, costs) * 1e-6,
+        f"{program.n_trees} trees over all {stats.n_rows:,} rows of {n_columns} columns",
     )
+    known = ("scan", "leaves")
+    if leaves is None:
+        return _choose([scan], strategy, engine, known)
     boxes = plan_boxes(leaves, stats, engine=engine).chosen
     n_candidates = int(min(stats.n_rows, sum(_expected(box, stats) for box in leaves)))
-    per_row = n_columns * costs.gathered_code + n_units * 4 * costs.unit_row
     by_leaves = Estimate(
         "leaves",
         boxes.n_bytes + n_candidates * n_columns,
-        boxes.ms + n_candidates * per_row * 1e-6,
+        boxes.ms + n_candidates * _candidate_ns(program, costs) * 1e-6,
         f"{len(leaves)} leaves by {boxes.strategy}, then the trees over about "
         f"{n_candidates:,} candidates",
     )
-    return _choose([scan, by_leaves], strategy, engine, ("scan", "leaves"))
+    return _choose([scan, by_leaves], strategy, engine, known)
 
 
-def candidate_leaves(ensemble: TreeEnsemble, limit: np.float32, stats: Stats) -> list[LeafBox]:
+def worth_reading(program: TreeProgram, stats: Stats, engine: str) -> float:
+    """Return how many candidate rows cost as much as a scan of all rows."""
+    costs = COSTS[engine]
+    return _scan_ns(program, stats, costs) / _candidate_ns(program, costs)
+
+
+def candidate_leaves(
+    ensemble: TreeEnsemble, limit: np.float32, stats: Stats, *, max_rows: float = np.inf
+) -> list[LeafBox] | None:
     """Choose leaves so that no row outside all of them can have a margin above `limit`.
 
     Outside the chosen leaves a row gets at most the largest leaf left in each tree. Float32
     addition is monotone, so the sum of those, in tree order, bounds its margin exactly. Leaves
     are taken greedily: from the tree where that lowers the bound most per row it may hold.
+
+    Returns None as soon as the chosen leaves may hold more than `max_rows` rows.
     """
     remaining = [
         sorted(boxes, key=lambda box: box.value, reverse=True) for boxes in ensemble.leaf_boxes()
     ]
+    tops = np.array([ensemble.base_margin, *(leaves[0].value for leaves in remaining)], np.float32)
+    gains = np.array([_gain(leaves, stats) for leaves in remaining])
     chosen: list[LeafBox] = []
-    while _bound(ensemble, remaining) > limit:
-        best, best_gain = -1, -1.0
-        for index, leaves in enumerate(remaining):
-            if not leaves:
-                continue
-            if len(leaves) == 1:  # with the last leaf of a tree every row is a candidate
-                gain = -0.5
-            else:
-                gain = leaves[0].value - leaves[1].value
-                gain /= _expected(leaves[0], stats) + 1.0
-            if gain > best_gain:
-                best, best_gain = index, gain
-        chosen.append(remaining[best].pop(0))
+    n_rows = 0.0
+    while np.cumsum(tops, dtype=np.float32)[-1] > limit:  # cumsum adds one by one, in tree order
+        best = int(gains.argmax())
+        leaves = remaining[best]
+        n_rows += _expected(leaves[0], stats)
+        if n_rows > max_rows:
+            return None
+        chosen.append(leaves.pop(0))
+        tops[best + 1] = leaves[0].value if leaves else -np.inf
+        gains[best] = _gain(leaves, stats)
     return chosen
+
+
+def _gain(leaves: list[LeafBox], stats: Stats) -> float:
+    """Return how far taking a tree's best leaf lowers the bound, per row it may hold."""
+    if not leaves:
+        return -1.0
+    if len(leaves) == 1:  # with the last leaf of a tree every row is a candidate
+        return -0.5
+    return (leaves[0].value - leaves[1].value) / (_expected(leaves[0], stats) + 1.0)
 
 
 def by_selectivity(box: LeafBox, stats: Stats) -> list[CodeRange]:
@@ -308,6 +330,7 @@ def _bits(boxes: Sequence[LeafBox], stats: Stats, costs: Costs) -> Estimate:
         + len(boxes) * n_words * costs.box_word
         + len(code_ranges) * stats.n_rows * costs.code_range_row
         + stats.n_shards * costs.call
+        + costs.query
     )
     n_bytes = len(bounds) * n_words * 8 + len(set(code_ranges)) * stats.n_rows
     extra = f" and {len(code_ranges)} code ranges that end off the edges" if code_ranges else ""
@@ -320,13 +343,14 @@ def _scan(boxes: Sequence[LeafBox], stats: Stats, costs: Costs) -> Estimate:
         len(columns) * stats.n_rows * costs.code_range_row
         + len(boxes) * -(-stats.n_rows // 64) * costs.box_word
         + stats.n_shards * costs.call
+        + costs.query
     )
     what = f"{len(columns)} code ranges of {len(set(columns))} columns"
     return Estimate("scan", len(set(columns)) * stats.n_rows, ns * 1e-6, what)
 
 
 def _postings(boxes: Sequence[LeafBox], stats: Stats, costs: Costs) -> Estimate:
-    n_posted, n_verified = 0, 0.0
+    n_posted, n_verified, n_found = 0, 0.0, 0.0
     for box in boxes:
         counts = [stats.count(each) for each in by_selectivity(box, stats)]
         left = float(counts[0]) if counts else float(stats.n_rows)
@@ -334,9 +358,11 @@ def _postings(boxes: Sequence[LeafBox], stats: Stats, costs: Costs) -> Estimate:
         for count in counts[1:]:  # what is left after each range, as if they were independent
             n_verified += left
             left *= count / stats.n_rows
+        n_found += left
     ns = (
         n_posted * costs.posting_row
         + n_verified * costs.verified_row
+        + n_found * costs.sorted_row
         + len(boxes) * stats.n_shards * costs.posting_box
     )
     n_bytes = n_posted * 4 + int(n_verified) * GATHER_BYTES
@@ -349,14 +375,15 @@ def _expected(box: LeafBox, stats: Stats) -> float:
     return stats.n_rows * prod(stats.count(each) / stats.n_rows for each in box.ranges)
 
 
-def _bound(ensemble: TreeEnsemble, remaining: Sequence[Sequence[LeafBox]]) -> np.float32:
-    """Sum the largest remaining leaf of each tree, in float32 and tree order."""
-    bound = ensemble.base_margin
-    for leaves in remaining:
-        if not leaves:
-            return np.float32(-np.inf)
-        bound = bound + np.float32(leaves[0].value)
-    return bound
+def _scan_ns(program: TreeProgram, stats: Stats, costs: Costs) -> float:
+    """Return the cost of summing all trees over all rows."""
+    return stats.n_rows * len(program.columns) * costs.unit_row + costs.query
+
+
+def _candidate_ns(program: TreeProgram, costs: Costs) -> float:
+    """Return the cost of gathering the codes of one candidate and summing its trees."""
+    n_columns, n_units = len(program.used_columns), len(program.columns)
+    return n_columns * costs.gathered_code + n_units * 4 * costs.unit_row
 
 
 def _choose(

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from clipbranches_widget.boxes import LeafBox
-from clipbranches_widget.query_plan import by_selectivity, plan_boxes, plan_ensemble
+from clipbranches_widget.query_plan import (
+    by_selectivity,
+    candidate_leaves,
+    plan_boxes,
+    plan_ensemble,
+)
+from clipbranches_widget.tree_program import TreeProgram
 from clipbranches_widget.trees import Tree, TreeEnsemble
 
 
@@ -83,12 +89,29 @@ def test_an_ensemble_is_scanned_unless_its_leaves_hold_few_rows():
         right=np.array([2, -1, -1], np.int32),
         value=np.array([0, -1, 1], np.float32),
     )
-    ensemble = TreeEnsemble(np.float32(0), (tree,) * 40, 1)
+    program = TreeProgram.of(TreeEnsemble(np.float32(0), (tree,) * 40, 1))
     few = [LeafBox.from_bounds({0: (254, 256), 1: (0, 64)})]
     many = [LeafBox.from_bounds({0: (64, 256)})]
     stats = Counts()
-    assert plan_ensemble(ensemble, few, stats).strategy == "leaves"
-    plan = plan_ensemble(ensemble, many, stats)
+    assert plan_ensemble(program, few, stats).strategy == "leaves"
+    plan = plan_ensemble(program, many, stats)
     assert plan.strategy == "scan"
     assert plan.chosen.what == "40 trees over all 10,000,000 rows of 1 columns"
-    assert plan_ensemble(ensemble, many, stats, strategy="leaves").strategy == "leaves"
+    assert plan_ensemble(program, many, stats, strategy="leaves").strategy == "leaves"
+    assert [each.strategy for each in plan_ensemble(program, None, stats).estimates] == ["scan"]
+
+
+def test_leaves_are_given_up_when_they_may_hold_too_many_rows():
+    tree = Tree(
+        column=np.array([0, 0, 0], np.int32),
+        threshold=np.array([250, 0, 0], np.int32),
+        left=np.array([1, -1, -1], np.int32),
+        right=np.array([2, -1, -1], np.int32),
+        value=np.array([0, -1, 1], np.float32),
+    )
+    ensemble, stats = TreeEnsemble(np.float32(0), (tree,), 1), Counts(256_000)
+    assert candidate_leaves(ensemble, np.float32(1), stats) == []
+    (leaf,) = candidate_leaves(ensemble, np.float32(0), stats, max_rows=6_000)
+    assert leaf.ranges == ((0, 250, 256),)
+    assert candidate_leaves(ensemble, np.float32(0), stats, max_rows=5_999) is None
+    assert len(candidate_leaves(ensemble, np.float32(-2), stats)) == 2
