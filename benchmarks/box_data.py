@@ -24,9 +24,9 @@ from clipbranches_widget.column_model import ColumnModel
 from clipbranches_widget.distil import N_NEAR_POSITIVE
 from clipbranches_widget.labels import LabelSet
 from clipbranches_widget.refine import learn
-from clipbranches_widget.round_answer import RoundModel
+from clipbranches_widget.round_model import RoundModel
 from clipbranches_widget.sorted_columns import ColumnParts, SortedColumns, snapped
-from clipbranches_widget.teacher import DECISION_LOGIT, Teacher, score_to_logit
+from clipbranches_widget.teacher import DECISION_LOGIT, Teacher
 from clipbranches_widget.trees import TreeEnsemble, fit_forest
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class Distilled:
     @property
     def limit_logit(self) -> float:
         """Above this logit the teacher says yes."""
-        return score_to_logit(self.model.threshold)
+        return self.teacher.logit_of(self.model.threshold)
 
     @property
     def teacher(self) -> Teacher:
@@ -234,4 +234,4 @@ def distil(index: LightIndex, labels: LabelSet, name: str, target: float) -> Dis
 
 def share_of(index: LightIndex, boxes: Sequence[LeafBox]) -> float:
     """Return the share of rows inside any of the boxes."""
-    return len(index.columns.in_boxes(boxes).rows) / len(index.catalog)
+    return len(index.columns.rows_in(boxes)) / len(index.catalog)

@@ -29,6 +29,7 @@ from clipbranches_widget.trees import TreeEnsemble
 BOX_STRATEGIES: tuple[BoxStrategy, ...] = ("bits", "scan", "postings")
 TREE_STRATEGIES: tuple[EnsembleStrategy, ...] = ("scan", "leaves")
 PLANNER, CODES_ONLY = "ours: planner", "ours: codes only"
+WITH_BOXES = "ours: planner, with the boxes of each row"
 N_THREADS, N_QUERIES = 8, 20
 CLOSE = 1.3
 NARROWEST = (255, 254, 252, 250, 244, 240, 232, 220, 200, 176, 152, 128)
@@ -68,6 +69,7 @@ def answer_boxes(
     """Time every strategy on both engines."""
     asked: list[tuple[str, ColumnIndex, BoxStrategy | None]] = [
         (PLANNER, indexes.compiled, None),
+        (WITH_BOXES, indexes.compiled, None),
         *((f"ours: {each}", indexes.compiled, each) for each in BOX_STRATEGIES),
         (CODES_ONLY, indexes.codes_only, None),
         ("ours: planner, NumPy loops", indexes.arrays, None),
@@ -76,8 +78,14 @@ def answer_boxes(
     for system, index, strategy in asked:
         plan = index.in_boxes(boxes, strategy=strategy).plan
 
-        def rows(index: ColumnIndex = index, strategy: BoxStrategy | None = strategy) -> Rows:
-            return index.in_boxes(boxes, strategy=strategy).rows
+        def rows(
+            index: ColumnIndex = index,
+            strategy: BoxStrategy | None = strategy,
+            system: str = system,
+        ) -> Rows:
+            if system == WITH_BOXES:
+                return index.in_boxes(boxes, strategy=strategy).rows
+            return index.rows_in(boxes, strategy=strategy)
 
         bench.measure(
             task,
@@ -114,7 +122,7 @@ def answer_trees(
         ("ours: planner, NumPy loops", indexes.arrays, None),
     ]
     leaves = candidate_leaves(ensemble, np.float32(0), indexes.compiled.stats)
-    n_candidates = len(indexes.compiled.in_boxes(leaves).rows)
+    n_candidates = len(indexes.compiled.rows_in(leaves))
     for system, index, strategy in asked:
         plan = index.rows_above(ensemble, 0.0, strategy=strategy).plan
 
@@ -147,7 +155,7 @@ def crossover(bench: Bench, index: ColumnIndex) -> None:
             box = LeafBox.from_bounds({0: (code, 256), **bounds})
             share = index.stats.count(box.ranges[0]) / index.stats.n_rows
             measured = {
-                each: ms(timed(lambda box=box, each=each: index.in_boxes([box], strategy=each))[1])
+                each: ms(timed(lambda box=box, each=each: index.rows_in([box], strategy=each))[1])
                 for each in BOX_STRATEGIES
             }
             times = {each: figures["median_ms"] for each, figures in measured.items()}
@@ -213,11 +221,11 @@ def concurrent(bench: Bench, index: ColumnIndex, boxes: Sequence[LeafBox], expec
         barrier.wait()
         for query in range(N_QUERIES):
             start = time.perf_counter()
-            rows = index.in_boxes(boxes).rows
+            rows = index.rows_in(boxes)
             seconds[number, query] = time.perf_counter() - start
             equal[number, query] = np.array_equal(rows, expected)
 
-    index.in_boxes(boxes)
+    index.rows_in(boxes)
     reset_peak()
     before = status_mb("VmRSS")
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(N_THREADS)]

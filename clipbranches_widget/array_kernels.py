@@ -36,11 +36,17 @@ def rows_in_boxes(
         found, found_in = [np.empty(0, np.int64)], [np.empty(0, np.uint16)]
         for box in range(program.n_boxes):
             inside = _in_box(columns, program, box, words)
+            if program.only_rows:
+                union |= inside
+                continue
             counts[box] += int(np.bitwise_count(inside).sum())
             new = _set_bits(inside & ~union)
             union |= inside
             found.append(new + words.start * WORD_ROWS)
             found_in.append(np.full(len(new), box, dtype=np.uint16))
+        if program.only_rows:
+            rows.append((_set_bits(union) + words.start * WORD_ROWS).astype(np.uint32))
+            continue
         block_rows = np.concatenate(found)
         order = np.argsort(block_rows)
         rows.append(block_rows[order].astype(np.uint32))

@@ -35,8 +35,9 @@ def fill_rows_in_boxes(
     rows: NDArray[np.uint32],
     ids: NDArray[np.uint16],
     counts: NDArray[np.int64],
+    only_rows: bool,
 ) -> int:
-    """Fill `rows`, `ids` and `counts`; return how many rows there are.
+    """Fill `rows`, and unless `only_rows` also `ids` and `counts`; return how many rows there are.
 
     The number of the first box that holds a row is kept as bit planes, so that it is found by
     word operations too, and read only for the rows that are returned.
@@ -44,7 +45,7 @@ def fill_rows_in_boxes(
     n_rows = codes.shape[1]
     n_boxes = len(counts)
     n_planes = 0
-    while n_boxes > 1 << n_planes:
+    while not only_rows and n_boxes > 1 << n_planes:
         n_planes += 1
     n_block = _CODE_BLOCK_WORDS if len(code_terms) else _BLOCK_WORDS
     inside = np.empty(n_block, np.uint64)
@@ -57,13 +58,22 @@ def fill_rows_in_boxes(
         union[:n] = 0
         planes[:, :n] = 0
         for box in range(n_boxes):
-            terms = code_terms[first_code_term[box] : first_code_term[box + 1]]
-            _start_box(codes, terms, start, inside[:n], mask)
-            bits = bit_terms[first_bit_term[box] : first_bit_term[box + 1]]
-            _and_bits(prefix, bits, start, inside[:n])
+            codes_of = code_terms[first_code_term[box] : first_code_term[box + 1]]
+            bits_of = bit_terms[first_bit_term[box] : first_bit_term[box + 1]]
+            if only_rows and len(codes_of) == 0 and 0 < len(bits_of) <= 4:
+                _or_bits(prefix, bits_of, start, union[:n])
+                continue
+            _start_box(codes, codes_of, start, inside[:n], mask)
+            _and_bits(prefix, bits_of, start, inside[:n])
+            if only_rows:
+                for i in range(n):
+                    union[i] |= inside[i]
+                continue
             if (start + n) * WORD_ROWS > n_rows:
                 inside[n - 1] &= _ALL >> np.uint64((start + n) * WORD_ROWS - n_rows)
             counts[box] += _add_box(box, inside[:n], union[:n], planes)
+        if (start + n) * WORD_ROWS > n_rows:
+            union[n - 1] &= _ALL >> np.uint64((start + n) * WORD_ROWS - n_rows)
         n_found = _write_rows(union[:n], planes, start * WORD_ROWS, rows, ids, n_found)
     return n_found
 
@@ -127,6 +137,28 @@ def _and_bits(
         flip_d = np.uint64(0) if terms[k3, 2] else _ALL
         for i in range(n):
             inside[i] &= (a[i] ^ flip_a) & (b[i] ^ flip_b) & (c[i] ^ flip_c) & (d[i] ^ flip_d)
+
+
+@_compiled
+def _or_bits(
+    prefix: NDArray[np.uint64],
+    terms: NDArray[np.int32],
+    start: int,
+    union: NDArray[np.uint64],
+) -> None:
+    """Add to `union` the rows of a box of one to four terms, in one pass; see `_and_bits`."""
+    n, last = len(union), len(terms) - 1
+    k1, k2 = min(1, last), min(2, last)
+    a = prefix[terms[0, 0], terms[0, 1], start : start + n]
+    b = prefix[terms[k1, 0], terms[k1, 1], start : start + n]
+    c = prefix[terms[k2, 0], terms[k2, 1], start : start + n]
+    d = prefix[terms[last, 0], terms[last, 1], start : start + n]
+    flip_a = np.uint64(0) if terms[0, 2] else _ALL
+    flip_b = np.uint64(0) if terms[k1, 2] else _ALL
+    flip_c = np.uint64(0) if terms[k2, 2] else _ALL
+    flip_d = np.uint64(0) if terms[last, 2] else _ALL
+    for i in range(n):
+        union[i] |= (a[i] ^ flip_a) & (b[i] ^ flip_b) & (c[i] ^ flip_c) & (d[i] ^ flip_d)
 
 
 @_compiled

@@ -32,6 +32,8 @@ class BoxProgram:
     code_terms : (c, 3) int32
         Column, low, width: ``low <= code < low + width``, for ranges that end off the edges.
     first_code_term : (n_boxes + 1,) int32
+    only_rows : bool
+        Whether only the rows in any box are wanted, not which boxes they are in: less work.
     """
 
     n_boxes: int
@@ -39,9 +41,10 @@ class BoxProgram:
     first_bit_term: NDArray[np.int32]
     code_terms: NDArray[np.int32]
     first_code_term: NDArray[np.int32]
+    only_rows: bool = False
 
     @classmethod
-    def of(cls, boxes: Sequence[LeafBox], *, use_bits: bool) -> BoxProgram:
+    def of(cls, boxes: Sequence[LeafBox], *, use_bits: bool, only_rows: bool = False) -> BoxProgram:
         """Lay out boxes; without `use_bits` every range is compared with the codes.
 
         Raises ValueError for more than 65,536 boxes.
@@ -59,7 +62,7 @@ class BoxProgram:
                     bits[-1] += [(column, _SLOT[high], 1)] if high < N_CODES else []
                 else:
                     codes[-1].append((column, low, high - low))
-        return cls(len(boxes), *_flat(bits), *_flat(codes))
+        return cls(len(boxes), *_flat(bits), *_flat(codes), only_rows)
 
 
 def on_edge(code: int) -> bool:

@@ -153,16 +153,29 @@ class ColumnIndex:
         plan, parts = self.stream_boxes(boxes, strategy=strategy, cancel=cancel)
         return join_parts(list(parts), len(boxes), plan)
 
+    def rows_in(
+        self,
+        boxes: Sequence[LeafBox],
+        *,
+        strategy: BoxStrategy | None = None,
+        cancel: threading.Event | None = None,
+    ) -> NDArray[np.int64]:
+        """Return the rows of `in_boxes` alone, (m,) int64 ascending: which boxes are not told."""
+        _, parts = self.stream_boxes(boxes, strategy=strategy, cancel=cancel, only_rows=True)
+        return _joined_rows(list(parts))
+
     def stream_boxes(
         self,
         boxes: Sequence[LeafBox],
         *,
         strategy: BoxStrategy | None = None,
         cancel: threading.Event | None = None,
+        only_rows: bool = False,
     ) -> tuple[QueryPlan, Iterator[BoxPart]]:
         """Plan as `in_boxes` and return the plan and the answer, stretch by stretch of rows.
 
-        What is not yet consumed is not yet computed, but for a few parts ahead.
+        What is not yet consumed is not yet computed, but for a few parts ahead. With `only_rows`,
+        `box_ids` and `counts` may be left out of the parts: empty, and 0.
         """
         engine = self.loader.engine
         plan = plan_boxes(boxes, self.stats, strategy=strategy, engine=engine.NAME)
@@ -171,7 +184,7 @@ class ColumnIndex:
             numbers = range(len(self.shards))
             tasks = (partial(self._posting_part, boxes, cancel, number) for number in numbers)
         else:
-            program = BoxProgram.of(boxes, use_bits=plan.strategy == "bits")
+            program = BoxProgram.of(boxes, use_bits=plan.strategy == "bits", only_rows=only_rows)
             pieces = self._pieces(engine.BOX_PIECE_ROWS)
             tasks = (partial(self._box_piece, engine, program, piece) for piece in pieces)
         return plan, self._run(tasks, cancel)
@@ -196,7 +209,7 @@ class ColumnIndex:
             leaves = candidate_leaves(ensemble, limit, self.stats, max_rows=most)
         plan = plan_ensemble(program, leaves, self.stats, strategy=strategy, engine=engine.NAME)
         if leaves is not None and plan.strategy == "leaves":
-            rows = self.in_boxes(leaves, cancel=cancel).rows
+            rows = self.rows_in(leaves, cancel=cancel)
             margins = engine.margins(self.codes(rows), program)
             above = margins > limit
             return EnsembleAnswer(rows[above], margins[above], plan)

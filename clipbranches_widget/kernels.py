@@ -44,6 +44,8 @@ def rows_in_boxes(
         The first box that holds each row.
     counts : (n_boxes,) int64
         Rows of each box.
+
+    For a program of `only_rows`, `box_ids` is empty and `counts` are 0.
     """
     n_most = (stop_word - first_word) * WORD_ROWS
     rows, ids = np.empty(n_most, dtype=np.uint32), np.empty(n_most, dtype=np.uint16)
@@ -61,8 +63,9 @@ def rows_in_boxes(
         rows,
         ids,
         counts,
+        program.only_rows,
     )
-    return rows[:n_found], ids[:n_found], counts
+    return rows[:n_found], ids[: 0 if program.only_rows else n_found], counts
 
 
 def rows_above(

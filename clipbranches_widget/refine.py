@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.distil import choose_boxes, draw_sample, random_rows
 from clipbranches_widget.errors import RefineError
-from clipbranches_widget.round_answer import Asked, Partial, RoundModel, answer, first_page
+from clipbranches_widget.round_answer import Asked, Partial, answer, first_page
 from clipbranches_widget.round_clock import Progress, RoundClock, run_until
+from clipbranches_widget.round_model import RoundModel
 from clipbranches_widget.sorted_columns import snapped
-from clipbranches_widget.teacher import Teacher, fit_teacher, score_to_logit
+from clipbranches_widget.teacher import Teacher, fit_teacher
 from clipbranches_widget.trees import TreeEnsemble, fit_forest
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _imitate(
 ) -> RoundModel:
     """Turn the teacher's decision into boxes; the trees split only where there is a bit vector."""
     stage("sample", 0.1)
-    limit_logit = score_to_logit(asked.threshold)
+    limit_logit = teacher.logit_of(asked.threshold)
     sample = draw_sample(index, teacher, asked.labels, drawn, limit_logit)
     stage("trees", 0.3)
     codes = snapped(sample.codes)

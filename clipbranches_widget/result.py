@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clipbranches_widget.boxes import LeafBox
     from clipbranches_widget.catalog import Catalog
     from clipbranches_widget.query_plan import QueryPlan
+    from clipbranches_widget.round_model import RoundModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,22 @@ class Branch:
         return (
             f"{self.text} -> {self.n_rows:,} {images} ({self.n_positive} yes, {self.n_negative} no)"
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """Every row that a round scored, in the answer or not.
+
+    Attributes
+    ----------
+    rows : (m,) int64
+        Ascending.
+    scores : (m,) float32
+        The teacher's, whatever the labels say.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +109,10 @@ class Result:
     plan : QueryPlan or None
         How the column index answered, with what every other way would have read; print it. None
         for a search.
+    pool : Pool or None
+        Every row the round scored, with its score; None for a search and while a round runs.
+    model : RoundModel or None
+        What the round learned: teacher, trees, boxes; None where `pool` is.
     is_complete : bool
         False for an answer shown while the round is still running: more rows follow, and
         margins and branches are not there yet.
@@ -112,6 +133,8 @@ class Result:
     seed: int = 0
     notes: tuple[str, ...] = ()
     plan: QueryPlan | None = None
+    pool: Pool | None = field(default=None, repr=False)
+    model: RoundModel | None = field(default=None, repr=False)
     is_complete: bool = True
 
     @classmethod

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from clipbranches_widget.box_query import BoxAnswer, BoxPart, join_parts
 from clipbranches_widget.boxes import LeafBox
 from clipbranches_widget.catalog_index import CatalogIndex
-from clipbranches_widget.distil import Sample
 from clipbranches_widget.labels import LabelSet
 from clipbranches_widget.query_plan import BoxStrategy
-from clipbranches_widget.result import Branch, Result
+from clipbranches_widget.result import Branch, Pool, Result
 from clipbranches_widget.round_clock import RoundClock
-from clipbranches_widget.teacher import Teacher, logit_to_score
-from clipbranches_widget.trees import TreeEnsemble
+from clipbranches_widget.round_model import RoundModel
+from clipbranches_widget.teacher import Teacher
 
 Partial = Callable[[Result], None]
 
@@ -30,34 +29,6 @@ NEAR_TEXT = "near your examples"
 LABELLED_TEXT = "marked yes by you"
 N_FIRST_PAGE = 100
 PARTIAL_EVERY_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class RoundModel:
-    """What one round learned.
-
-    Attributes
-    ----------
-    teacher : Teacher
-        Scores and ranks.
-    forest : TreeEnsemble
-        Imitates the teacher on the indexed columns.
-    boxes : tuple of LeafBox
-        The leaves of the forest that are read.
-    sample : Sample
-        What the forest learned from.
-    n_nearest : int
-        How many rows near the teacher's direction complement the boxes.
-    threshold : float
-        Lowest score of an answer.
-    """
-
-    teacher: Teacher
-    forest: TreeEnsemble
-    boxes: tuple[LeafBox, ...]
-    sample: Sample
-    n_nearest: int
-    threshold: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +67,7 @@ class Scored:
     def add(self, rows: NDArray[np.int64]) -> None:
         """Score rows; those added before may come again."""
         self._rows.append(rows)
-        self._scores.append(logit_to_score(self._teacher.logits(self._index.embeddings(rows))))
+        self._scores.append(self._teacher.scores(self._index.embeddings(rows)))
 
     def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return all rows once, ascending, (m,) int64, and their scores, (m,) float32."""
@@ -185,7 +156,7 @@ def answer(
             last_shown = clock.seconds()
     boxed = join_parts(parts, len(model.boxes), plan)
     clock.stage("rank", 0.9)
-    candidates, _ = scored.candidates()
+    candidates, candidate_scores = scored.candidates()
     rows, scores = scored.ranked()
     branches, branch_ids = _branches(index, model.boxes, boxed, rows, asked.labels)
     return Result(
@@ -204,6 +175,8 @@ def answer(
         seed=asked.seed,
         notes=_notes(index, model, candidates, asked.labels),
         plan=plan,
+        pool=Pool(candidates, candidate_scores),
+        model=model,
     )
 
 
@@ -253,7 +226,7 @@ def _notes(
     sample = model.sample
     labelled = np.union1d(labels.positive, labels.negative)
     is_wanted = sample.is_random & ~np.isin(sample.rows, labelled)
-    is_wanted &= logit_to_score(sample.logits) >= np.float32(model.threshold)
+    is_wanted &= model.teacher.score_of(sample.logits) >= np.float32(model.threshold)
     wanted = sample.rows[is_wanted]
     n_random, found = int(sample.is_random.sum()), int(np.isin(wanted, candidates).sum())
     if n_random < len(index.catalog) and len(wanted):

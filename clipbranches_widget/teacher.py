@@ -8,7 +8,10 @@ give poor, wide boxes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +42,14 @@ class Teacher:
     ----------
     direction : (dim,) float32
     offset : float
+    score_slope, score_shift : float
+        ``score = sigmoid(score_slope * logit + score_shift)``: how likely a yes; slope above 0.
     """
 
     direction: NDArray[np.float32]
     offset: float
+    score_slope: float = 1.0
+    score_shift: float = -DECISION_LOGIT
 
     def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of (n, dim) embeddings: (n,) float32.
@@ -54,18 +61,39 @@ class Teacher:
         logits: NDArray[np.float32] = (products + self.offset).astype(np.float32)
         return logits
 
+    def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return how likely a yes each of (n, dim) embeddings is: (n,) float32 in 0..1."""
+        return self.score_of(self.logits(embeddings))
 
-def logit_to_score(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Map logits to scores in 0..1 (float32), strictly above 0.5 above the decision logit."""
-    scores: NDArray[np.float32] = (
-        1.0 / (1.0 + np.exp(DECISION_LOGIT - logits.astype(np.float64)))
-    ).astype(np.float32)
-    return scores
+    def score_of(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the scores of (n,) logits: float32, rising with the logit."""
+        wide = self.score_slope * logits.astype(np.float64) + self.score_shift
+        scores: NDArray[np.float32] = (1.0 / (1.0 + np.exp(-wide))).astype(np.float32)
+        return scores
 
+    def logit_of(self, score: float) -> float:
+        """Return the logit of a score in (0, 1): the inverse of `score_of`."""
+        return (math.log(score / (1.0 - score)) - self.score_shift) / self.score_slope
 
-def score_to_logit(score: float) -> float:
-    """Return the logit of a score in (0, 1): the inverse of `logit_to_score`."""
-    return float(np.log(score / (1.0 - score)) + DECISION_LOGIT)
+    def to_dict(self) -> dict[str, Any]:
+        """Return the model as plain values for JSON; floats survive exactly."""
+        return {
+            "direction": [float(each) for each in self.direction],
+            "offset": self.offset,
+            "score_slope": self.score_slope,
+            "score_shift": self.score_shift,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Teacher:
+        """Read what `to_dict` returned; raises KeyError, TypeError, ValueError on others."""
+        direction = np.array(value["direction"], dtype=np.float32)
+        if direction.ndim != 1 or not np.isfinite(direction).all():
+            raise ValueError("expected a direction of finite numbers")
+        numbers = [float(value[name]) for name in ("offset", "score_slope", "score_shift")]
+        if not all(map(math.isfinite, numbers)) or numbers[1] <= 0:
+            raise ValueError("expected a finite offset, slope and shift, the slope above 0")
+        return cls(direction, *numbers)
 
 
 def fit_teacher(

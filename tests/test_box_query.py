@@ -187,6 +187,11 @@ def test_rows_in_boxes_equal_the_full_scan(engine, data):
         program = BoxProgram.of(boxes, use_bits=use_bits)
         found = engine.rows_in_boxes(columns, program, 0, n_words(codes.shape[1]))
         _check(boxes, codes, *found)
+        bare = BoxProgram.of(boxes, use_bits=use_bits, only_rows=True)
+        rows, box_ids, counts = engine.rows_in_boxes(columns, bare, 0, n_words(codes.shape[1]))
+        assert np.array_equal(rows, found[0])
+        assert not len(box_ids)
+        assert not counts.any()
 
 
 def _check(boxes, codes, rows, box_ids, counts):
@@ -215,6 +220,7 @@ def test_strategies_shards_and_parts_do_not_change_the_answer(data):
             _check(boxes, codes, answer.rows, answer.box_ids, answer.counts)
             assert strategy in {None, answer.plan.strategy}
             assert answer.rows.dtype == np.int64
+            assert np.array_equal(index.rows_in(boxes, strategy=strategy), answer.rows)
 
 
 @ENGINES
@@ -229,7 +235,10 @@ def test_long_shards_of_many_blocks(engine, rng):
     ]
     for boxes in (on_edges, [*on_edges, LeafBox.from_bounds({3: (17, 19)})]):
         program = BoxProgram.of(boxes, use_bits=True)
-        _check(boxes, codes, *engine.rows_in_boxes(columns, program, 0, n_words(n)))
+        found = engine.rows_in_boxes(columns, program, 0, n_words(n))
+        _check(boxes, codes, *found)
+        bare = BoxProgram.of(boxes, use_bits=True, only_rows=True)
+        assert np.array_equal(engine.rows_in_boxes(columns, bare, 0, n_words(n))[0], found[0])
 
 
 def test_many_boxes_keep_their_numbers(rng):

@@ -16,7 +16,7 @@ from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.labels import LabelSet
 from clipbranches_widget.refine import MIN_NEAREST, learn, refine
 from clipbranches_widget.sorted_columns import PREFIX_EDGES
-from clipbranches_widget.teacher import logit_to_score, score_to_logit
+from clipbranches_widget.teacher import Teacher
 
 refine_module = import_module("clipbranches_widget.refine")
 N_CLUSTERS = 40
@@ -55,7 +55,7 @@ def full_scan(index, model, labels):
     units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     similarity = units.astype(np.float64) @ model.teacher.direction.astype(np.float64)
     admitted[np.lexsort((everything, -similarity))[: model.n_nearest]] = True
-    scores = logit_to_score(model.teacher.logits(embeddings))
+    scores = model.teacher.scores(embeddings)
     wanted = admitted & (scores >= np.float32(model.threshold))
     wanted[labels.positive], wanted[labels.negative] = True, False
     scores[labels.positive] = np.maximum(scores[labels.positive], np.float32(model.threshold))
@@ -363,8 +363,9 @@ def test_timings_cover_the_stages(build, rng):
 
 @pytest.mark.parametrize("score", [0.1, 0.5, 0.75, 0.999])
 def test_scores_and_logits_are_inverse(score):
-    logit = np.array([score_to_logit(score)], dtype=np.float32)
-    assert logit_to_score(logit)[0] == pytest.approx(score, rel=1e-5)
+    teacher = Teacher(np.ones(2, np.float32), 0.5, 0.7, 1.3)
+    logit = np.array([teacher.logit_of(score)], dtype=np.float32)
+    assert teacher.score_of(logit)[0] == pytest.approx(score, rel=1e-5)
 
 
 def test_near_rows_complement_the_boxes_within_bounds(build, rng):
