@@ -116,7 +116,7 @@ def machine() -> dict[str, Any]:
         "cpu": model[1] if model else platform.processor(),
         "threads": n_cores(),
         "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "load_at_start": os.getloadavg()[0],
         "versions": {"python": platform.python_version(), **versions},
     }

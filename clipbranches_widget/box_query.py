@@ -210,7 +210,7 @@ class ColumnIndex:
         plan = plan_ensemble(program, leaves, self.stats, strategy=strategy, engine=engine.NAME)
         if leaves is not None and plan.strategy == "leaves":
             rows = self.rows_in(leaves, cancel=cancel)
-            margins = engine.margins(self.codes(rows), program)
+            margins = engine.margins(self.codes(rows, program.used_columns), program)
             above = margins > limit
             return EnsembleAnswer(rows[above], margins[above], plan)
         pieces = self._pieces(engine.TREE_PIECE_ROWS)
@@ -222,15 +222,24 @@ class ColumnIndex:
 
     def margins(self, ensemble: TreeEnsemble, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the margins of `rows`, in their order: (m,) float32."""
-        return self.loader.engine.margins(self.codes(rows), TreeProgram.of(ensemble))
+        program = TreeProgram.of(ensemble)
+        return self.loader.engine.margins(self.codes(rows, program.used_columns), program)
 
-    def codes(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return the codes of `rows`, in their order: (D, m) uint8, a copy."""
-        out = np.empty((self.shards[0].n_columns, len(rows)), dtype=np.uint8)
+    def codes(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int32] | None = None
+    ) -> NDArray[np.uint8]:
+        """Return the codes of `rows`, in their order: (D, m) uint8, a copy.
+
+        Where `columns` are given, only those are read; the others are 0.
+        """
+        n_columns = self.shards[0].n_columns
+        out = np.zeros((n_columns, len(rows)), dtype=np.uint8)
         numbers = np.searchsorted(self.first_rows, rows, side="right") - 1
         for number in np.unique(numbers).tolist():
             at = np.flatnonzero(numbers == number)
-            out[:, at] = self.shards[number].codes[:, rows[at] - self.first_rows[number]]
+            local = rows[at] - self.first_rows[number]
+            for column in range(n_columns) if columns is None else columns.tolist():
+                out[column, at] = self.shards[number].codes[column, local]
         return out
 
     def _pieces(self, limits: tuple[int, int]) -> Iterator[tuple[int, int, int]]:

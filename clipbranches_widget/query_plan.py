@@ -108,7 +108,7 @@ class Costs:
     sorted_row: float = 25.0
     posting_box: float = 40_000.0
     unit_row: float = 0.09
-    gathered_code: float = 1.5
+    gathered_code: float = 3.0
     query: float = 80_000.0
     call: float = 20_000.0
 
