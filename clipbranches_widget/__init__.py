@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from clipbranches_widget.branch import Branch
     from clipbranches_widget.catalog import Catalog
     from clipbranches_widget.column_rebuild import rebuild_columns
     from clipbranches_widget.demo_catalog import demo
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
     from clipbranches_widget.explorer import Explorer
     from clipbranches_widget.ingest import from_embeddings, index
     from clipbranches_widget.labels import LabelSet
-    from clipbranches_widget.result import Branch, Result
+    from clipbranches_widget.result import Result
     from clipbranches_widget.session import Session
 
     open = Catalog.open
 
 _HOME = {
-    "Branch": "result",
+    "Branch": "branch",
     "Catalog": "catalog",
     "ClipBranchesError": "errors",
     "Explorer": "explorer",

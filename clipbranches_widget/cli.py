@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipbranches_widget import __version__
-from clipbranches_widget.errors import ClipBranchesError
+from clipbranches_widget.errors import ClipBranchesError, QueryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from clipbranches_widget.result import Result
 
 QUICKSTART = "quickstart.ipynb"
 COLUMN_PARTS = ("full", "bits", "codes")
@@ -22,6 +24,8 @@ COLUMNS_HELP = (
     "how much of the column index to store: full (9 bytes per image and column, fastest), bits (5) "
     "or codes (1); answers are the same, but slower with less"
 )
+TABLE_SUFFIXES = (".csv", ".parquet")
+OUT_HELP = "write the answer as a table, .parquet or .csv, replacing what is there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +101,16 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("text", metavar="TEXT")
     search.add_argument("-k", type=int, default=10, help="how many (default 10)")
     search.set_defaults(run=_search)
+
+    apply = commands.add_parser(
+        "apply", help="find the images of a saved concept in a catalog, without training"
+    )
+    apply.add_argument("concept", type=Path, metavar="CONCEPT", help="from session.save_concept")
+    apply.add_argument("catalog", type=Path, metavar="CATALOG")
+    apply.add_argument("--threshold", type=float, help="lowest score, 0 to 1 (default its own)")
+    apply.add_argument("--out", type=Path, help=OUT_HELP)
+    apply.add_argument("-k", type=int, help="how many, best first (default 10; with --out all)")
+    apply.set_defaults(run=_apply)
 
     doctor = commands.add_parser("doctor", help="say what is installed and what is wrong with it")
     doctor.set_defaults(run=_doctor)
@@ -197,10 +211,53 @@ def _search(arguments: argparse.Namespace) -> int:
     catalog = Catalog.open(arguments.catalog)
     vector, words = query_vector(catalog, load_encoder(catalog.encoder_info), text=arguments.text)
     hits = search(catalog, vector, arguments.k, query_text=words)
-    for row, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True):
-        uri = catalog.items["uri"][row].as_py()
-        print(f"{score:.4f}\t{row}\t{uri}\t{catalog.caption(row)}")
+    _print_rows(hits)
     return 0
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.concept import Concept
+
+    out, k = arguments.out, arguments.k
+    if out is not None and out.suffix not in TABLE_SUFFIXES:
+        raise QueryError(f"expected --out to end in {' or '.join(TABLE_SUFFIXES)}, got {out}")
+    if k is not None and k < 1:
+        raise QueryError(f"expected -k of at least 1, got {k}")
+    concept = Concept.load(arguments.concept)
+    result = concept.apply(Catalog.open(arguments.catalog), threshold=arguments.threshold)
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if out is None:
+        _print_rows(result[: 10 if k is None else k])
+        return 0
+    _write_table(result[:k], out)
+    print(result)
+    return 0
+
+
+def _print_rows(result: Result) -> None:
+    catalog = result.catalog
+    for row, score in zip(result.rows.tolist(), result.scores.tolist(), strict=True):
+        print(f"{score:.4f}\t{row}\t{catalog.uri(row)}\t{catalog.caption(row)}")
+
+
+def _write_table(result: Result, path: Path) -> None:
+    """Write one line a row to a Parquet or CSV file, in one step."""
+    from clipbranches_widget.storage import atomic_file
+
+    table = result.to_pandas()
+    try:
+        with atomic_file(path) as temporary:
+            if path.suffix == ".csv":
+                table.to_csv(temporary, index=False)
+            else:
+                table.to_parquet(temporary, index=False)
+    except OSError as error:
+        raise QueryError(
+            f"cannot write {path}: {error.strerror or error}: check the folder, the permissions "
+            "and the free space, or choose another path"
+        ) from error
 
 
 def _doctor(_: argparse.Namespace) -> int:

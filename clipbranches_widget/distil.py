@@ -21,7 +21,7 @@ from clipbranches_widget.trees import TreeEnsemble
 if TYPE_CHECKING:
     from clipbranches_widget.labels import LabelSet
 
-SLACK_LOGITS = 0.5
+SLACK_LOGITS = 0.3
 """The trees imitate a decision this much more generous than the threshold: it costs rows read and
 wins coverage; the teacher's own threshold is applied afterwards."""
 
@@ -31,7 +31,7 @@ N_NEAR_TEACHER = 300
 N_NEAR_POSITIVE = 30
 MAX_POSITIVES_SEARCHED = 50
 NEAR_QUANTILE = 0.9
-POSITIVE_MASS, FAR_MASS, NEAR_MASS = 1.0, 5.0, 2.0
+POSITIVE_MASS, FAR_MASS, NEAR_MASS = 1.0, 8.0, 2.0
 """Training masses of positives, of negatives far from them and near to them: heavier negatives
 make boxes that hold fewer rows, at little coverage."""
 

@@ -54,6 +54,10 @@ class SessionFileError(ClipBranchesError, ValueError):
     """A session file is unreadable or belongs to another catalog."""
 
 
+class ConceptError(ClipBranchesError, ValueError):
+    """A concept file is unreadable, or does not fit the catalog it is applied to."""
+
+
 class Cancelled(ClipBranchesError, RuntimeError):  # noqa: N818 - a request honoured, not a fault
     """The caller asked a running operation to stop."""
 

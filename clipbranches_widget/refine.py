@@ -31,7 +31,9 @@ from clipbranches_widget.trees import TreeEnsemble, fit_forest
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Sequence
 
+    from clipbranches_widget.boxes import LeafBox
     from clipbranches_widget.labels import LabelSet
     from clipbranches_widget.query_plan import BoxStrategy
     from clipbranches_widget.result import Result
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 DEFAULT_THRESHOLD = 0.5
 N_BACKGROUND = 2_000
 N_NEAR_QUERY = 10
-MIN_NEAREST, MAX_NEAREST = 100, 2_000
+MIN_NEAREST, MAX_NEAREST = 1_000, 5_000
 
 
 def refine(
@@ -54,6 +56,8 @@ def refine(
     progress: Progress | None = None,
     partial: Partial | None = None,
     cancel: threading.Event | None = None,
+    off: Sequence[LeafBox] = (),
+    pinned: Sequence[LeafBox] = (),
 ) -> Result:
     """Answer with every row of the catalog that the labels say is a yes.
 
@@ -81,6 +85,12 @@ def refine(
         the teacher is fitted, then some times a second. Rows are only ever added.
     cancel : threading.Event, optional
         Looked at every 20 ms. With it, the round and its callbacks run on another thread.
+    off : sequence of LeafBox, optional
+        Boxes switched off, by their ranges: they are not read, and rows inside one of them and
+        in no box that is read are no candidates, unless labelled yes, whoever else found them.
+        They stay listed in `Result.branches`, with the state "off".
+    pinned : sequence of LeafBox, optional
+        Boxes to read, by their ranges, whatever is learned; their rows are scored as all are.
 
     Returns
     -------
@@ -90,7 +100,8 @@ def refine(
     Raises
     ------
     RefineError
-        Neither a positive label nor a query; a threshold outside (0, 1).
+        Neither a positive label nor a query; a threshold outside (0, 1); a box that is both
+        off and pinned, or is on columns that the catalog does not have.
     QueryError
         The forced strategy needs a part of the column index that is not stored.
     Cancelled
@@ -99,7 +110,7 @@ def refine(
     clock = RoundClock(progress, cancel)
 
     limit = _checked_threshold(threshold)
-    asked = Asked(labels, query_text, limit, seed)
+    asked = Asked(labels, query_text, limit, seed, *_checked_rules(index, off, pinned))
 
     def run() -> Result:
         clock.stage("teacher", 0.0)
@@ -129,9 +140,12 @@ def learn(
     query: NDArray[np.float32] | None = None,
     threshold: float | None = None,
     seed: int = 0,
+    off: Sequence[LeafBox] = (),
+    pinned: Sequence[LeafBox] = (),
 ) -> RoundModel:
     """Learn a round's model without running it; parameters and errors are those of `refine`."""
-    asked = Asked(labels, "", _checked_threshold(threshold), seed)
+    rules = _checked_rules(index, off, pinned)
+    asked = Asked(labels, "", _checked_threshold(threshold), seed, *rules)
     drawn = random_rows(len(index.catalog), np.random.default_rng(seed))
     teacher = _teach(index, labels, query, drawn)
     return _imitate(index, teacher, asked, drawn, lambda _name, _fraction: None)
@@ -142,6 +156,22 @@ def _checked_threshold(threshold: float | None) -> float:
     if not 0.0 < limit < 1.0:
         raise RefineError(f"expected a threshold between 0 and 1, got {threshold}")
     return limit
+
+
+def _checked_rules(
+    index: CatalogIndex, off: Sequence[LeafBox], pinned: Sequence[LeafBox]
+) -> tuple[tuple[LeafBox, ...], tuple[LeafBox, ...]]:
+    """Return both without repeats of the same ranges."""
+    both = [{box.ranges: box for box in boxes} for boxes in (off, pinned)]
+    columns = {column for boxes in both for ranges in boxes for column, _, _ in ranges}
+    if both[0].keys() & both[1].keys():
+        raise RefineError("expected each box to be off or pinned, got one that is both: drop one")
+    if not columns <= set(range(index.model.n_columns)):
+        raise RefineError(
+            f"expected boxes on columns 0 to {index.model.n_columns - 1}, got column "
+            f"{max(columns)}: they are of another catalog"
+        )
+    return tuple(both[0].values()), tuple(both[1].values())
 
 
 def _imitate(
@@ -160,10 +190,12 @@ def _imitate(
     booster = fit_forest(codes, sample.target, sample.weights(), seed=asked.seed)
     forest = TreeEnsemble.from_booster(booster)
     stage("boxes", 0.7)
-    boxes = choose_boxes(forest, sample, len(index.catalog))
+    boxes, listed = asked.under_rules(choose_boxes(forest, sample, len(index.catalog)))
     share = float((sample.logits[sample.is_random] > limit_logit).mean())
     n_nearest = int(np.clip(1.5 * share * len(index.catalog), MIN_NEAREST, MAX_NEAREST))
-    return RoundModel(teacher, forest, tuple(boxes), sample, n_nearest, asked.threshold)
+    return RoundModel(
+        teacher, forest, boxes, sample, n_nearest, asked.threshold, listed if asked.off else ()
+    )
 
 
 def _teach(

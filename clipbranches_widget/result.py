@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -10,48 +10,23 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbranches_widget.branch import Branch
+from clipbranches_widget.errors import RefineError
+from clipbranches_widget.ranking import ranked_at
+from clipbranches_widget.round_notes import round_notes
+
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clipbranches_widget.boxes import LeafBox
     from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.labels import LabelSet
     from clipbranches_widget.query_plan import QueryPlan
     from clipbranches_widget.round_model import RoundModel
 
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """One rule of an answer: a leaf box, said in words, with its counts.
-
-    Attributes
-    ----------
-    id : int
-        Position in `Result.branches`; `Result.branch_ids` refers to it.
-    text : str
-        The rule, such as ``bird >= 0.31 and aircraft < 0.18``.
-    n_rows : int
-        Rows of the whole catalog that the rule admits, before the score decides; without a box,
-        the rows of the answer that no box admits.
-    n_positive, n_negative : int
-        Labelled rows that the rule admits, by label.
-    box : LeafBox or None
-        The box; None for the two sources that are no box: the vector index's nearest rows to
-        the examples, and rows admitted only because they are labelled yes.
-    """
-
-    id: int
-    text: str
-    n_rows: int
-    n_positive: int
-    n_negative: int
-    box: LeafBox | None = None
-
-    def __str__(self) -> str:
-        """Return the rule with its counts, on one line."""
-        images = "image" if self.n_rows == 1 else "images"
-        return (
-            f"{self.text} -> {self.n_rows:,} {images} ({self.n_positive} yes, {self.n_negative} no)"
-        )
+NEAR_TEXT = "near your examples"
+LABELLED_TEXT = "marked yes by you"
+N_EXAMPLE_ROWS = 5
+PREVIEW_THRESHOLDS = tuple(n / 20 for n in range(1, 20))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,10 +39,17 @@ class Pool:
         Ascending.
     scores : (m,) float32
         The teacher's, whatever the labels say.
+    box_ids : (m,) int32
+        The first box that holds each row, an index into `Result.branches`; -1 for a row in none.
+    margins : callable
+        Returns the margins of `rows`, (m,) float32: read from the column index by the first
+        call, kept for the others.
     """
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
+    box_ids: NDArray[np.int32]
+    margins: Callable[[], NDArray[np.float32]] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +95,8 @@ class Result:
         Every row the round scored, with its score; None for a search and while a round runs.
     model : RoundModel or None
         What the round learned: teacher, trees, boxes; None where `pool` is.
+    labels : LabelSet or None
+        What the round was told; None where `pool` is.
     is_complete : bool
         False for an answer shown while the round is still running: more rows follow, and
         margins and branches are not there yet.
@@ -135,6 +119,7 @@ class Result:
     plan: QueryPlan | None = None
     pool: Pool | None = field(default=None, repr=False)
     model: RoundModel | None = field(default=None, repr=False)
+    labels: LabelSet | None = field(default=None, repr=False)
     is_complete: bool = True
 
     @classmethod
@@ -191,6 +176,97 @@ class Result:
             branch_ids=self.branch_ids[index],
         )
 
+    def at(self, threshold: float) -> Result:
+        """Return the answer of the same round at another threshold, without learning anew.
+
+        Exact for the rows that the round scored (`pool`): a higher threshold gives a part of the
+        ranking, a lower one adds the scored rows below the round's own. Labelled rows stay as
+        labelled. Of a slice, the answer of the whole round is returned. Rows, scores, margins,
+        branches and notes are those that the round would have had; counts of rows that come from
+        no box are those of the new answer.
+
+        Below `RoundModel.threshold`, which the boxes were learned for, images may be missing;
+        the notes say so.
+
+        Parameters
+        ----------
+        threshold : float
+            Lowest score, in (0, 1).
+
+        Raises
+        ------
+        RefineError
+            If `threshold` is not in (0, 1), or this is a search or a round still running.
+        """
+        pool, model, labels = self._round()
+        limit = _checked_threshold(threshold)
+        positions, scores = ranked_at(pool.rows, pool.scores, labels, limit)
+        rows = pool.rows[positions]
+        branches, branch_ids = with_other_sources(
+            tuple(branch for branch in self.branches if branch.box is not None),
+            rows,
+            pool.box_ids[positions],
+            np.isin(rows, labels.positive),
+        )
+        old, new = (
+            round_notes(model, pool.rows, labels, n_rows=self.n_total, threshold=each)
+            for each in (self.threshold, limit)
+        )
+        return replace(
+            self,
+            rows=rows,
+            scores=scores,
+            margins=pool.margins()[positions],
+            branch_ids=branch_ids,
+            branches=branches,
+            threshold=limit,
+            notes=(*new, *(note for note in self.notes if note not in old)),
+        )
+
+    def preview(self, thresholds: Iterable[float] | None = None) -> pd.DataFrame:
+        """Return how many rows `at` would give at each threshold, and how many to expect right.
+
+        Columns, one line a threshold: threshold (float64); n_rows (int64); expected_precision
+        (float64), the mean score of the rows, as a score says how likely a yes is, with rows
+        labelled yes counted as 1, NaN where there are no rows; expected_yes (float64), the same
+        times `n_rows`.
+
+        Parameters
+        ----------
+        thresholds : iterable of float, optional
+            In (0, 1), in the order wanted; default .05, .1 ... .95 and the result's own.
+
+        Raises
+        ------
+        RefineError
+            As `at`.
+        """
+        import pandas as pd
+
+        pool, _, labels = self._round()
+        if thresholds is None:
+            thresholds = sorted({*PREVIEW_THRESHOLDS, self.threshold})
+        limits = [_checked_threshold(each) for each in thresholds]
+        chances = pool.scores[~np.isin(pool.rows, labels.rows)]
+        above = [chances[chances >= np.float32(limit)] for limit in limits]
+        n_rows = [len(each) + len(labels.positive) for each in above]
+        n_yes = [each.sum(dtype=np.float64) + len(labels.positive) for each in above]
+        frame = pd.DataFrame({"threshold": np.array(limits, dtype=np.float64)})
+        frame["n_rows"] = np.array(n_rows, dtype=np.int64)
+        frame["expected_yes"] = np.array(n_yes, dtype=np.float64)
+        frame.insert(2, "expected_precision", frame["expected_yes"] / frame["n_rows"])
+        return frame
+
+    def _round(self) -> tuple[Pool, RoundModel, LabelSet]:
+        """Return what a complete round leaves behind; raises RefineError for anything else."""
+        if self.pool is None or self.model is None or self.labels is None:
+            what = "a search" if self.kind == "search" else "a round that is still running"
+            raise RefineError(
+                f"expected the result of a complete round, got that of {what}: "
+                "use what session.refine() returns"
+            )
+        return self.pool, self.model, self.labels
+
     def branch_text(self, position: int) -> str:
         """Return the rule that admitted the row at a rank; empty for a search."""
         branch_id = int(self.branch_ids[position])
@@ -227,3 +303,55 @@ class Result:
         rules = f", {len(self.branches)} branches" if self.branches else ""
         so_far = "" if self.is_complete else " so far"
         return f"<Result {self.kind}{about}: {what}{so_far}{rules}{read}{took}>"
+
+
+def with_other_sources(
+    boxes: Sequence[Branch],
+    rows: NDArray[np.int64],
+    box_ids: NDArray[np.int32],
+    is_yes: NDArray[np.bool_],
+) -> tuple[tuple[Branch, ...], NDArray[np.int32]]:
+    """Name the main branch of each row of an answer.
+
+    It is the first box that holds the row: the cover takes the most telling boxes first. Rows in
+    no box came from the vector index or from a label; a branch each is added for those.
+
+    Parameters
+    ----------
+    boxes : sequence of Branch
+        The boxes.
+    rows : (m,) int64
+        The answer, best first.
+    box_ids : (m,) int32
+        The branch of the first box that holds each row; -1 for none.
+    is_yes : (m,) bool
+        Whether it is labelled yes.
+
+    Returns
+    -------
+    branches : tuple of Branch
+        `boxes`, then the other sources that rows came from; each with its example rows.
+    branch_ids : (m,) int32
+    """
+    branches, branch_ids = list(boxes), box_ids.copy()
+    is_other = box_ids < 0
+    for text, is_member in ((NEAR_TEXT, is_other & ~is_yes), (LABELLED_TEXT, is_other & is_yes)):
+        if n_members := int(is_member.sum()):
+            branch_ids[is_member] = len(branches)
+            members = tuple(np.sort(rows[is_member]).tolist())
+            n_positive = int((is_member & is_yes).sum())
+            branches.append(
+                Branch(len(branches), text, n_members, n_positive, n_negative=0, rows=members)
+            )
+    best = [rows[np.flatnonzero(branch_ids == n)[:N_EXAMPLE_ROWS]] for n in range(len(branches))]
+    examples = zip(branches, best, strict=True)
+    return tuple(
+        replace(one, example_rows=tuple(few.tolist())) for one, few in examples
+    ), branch_ids
+
+
+def _checked_threshold(threshold: float) -> float:
+    limit = float(threshold)
+    if not 0.0 < limit < 1.0:
+        raise RefineError(f"expected a threshold between 0 and 1, got {threshold}")
+    return limit

@@ -7,26 +7,29 @@ best rows so far can be shown before the last stretch is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.box_query import BoxAnswer, BoxPart, join_parts
-from clipbranches_widget.boxes import LeafBox
+from clipbranches_widget.boxes import LeafBox, union_mask
+from clipbranches_widget.branch import Branch
 from clipbranches_widget.catalog_index import CatalogIndex
+from clipbranches_widget.conditions import RuleState, column_names, conditions_of
 from clipbranches_widget.labels import LabelSet
 from clipbranches_widget.query_plan import BoxStrategy
-from clipbranches_widget.result import Branch, Pool, Result
+from clipbranches_widget.ranking import ranked_at
+from clipbranches_widget.result import Pool, Result, with_other_sources
 from clipbranches_widget.round_clock import RoundClock
 from clipbranches_widget.round_model import RoundModel
+from clipbranches_widget.round_notes import label_notes, round_notes
 from clipbranches_widget.teacher import Teacher
 
 Partial = Callable[[Result], None]
 
-NEAR_TEXT = "near your examples"
-LABELLED_TEXT = "marked yes by you"
 N_FIRST_PAGE = 100
 PARTIAL_EVERY_S = 0.1
 
@@ -41,16 +44,40 @@ class Asked:
     query_text : str
     threshold : float
     seed : int
+    off, pinned : tuple of LeafBox
+        Rules switched off, and rules to read whatever is learned; only their ranges count.
     """
 
     labels: LabelSet
     query_text: str
     threshold: float
     seed: int
+    off: tuple[LeafBox, ...] = ()
+    pinned: tuple[LeafBox, ...] = ()
+
+    def under_rules(
+        self, chosen: Sequence[LeafBox]
+    ) -> tuple[tuple[LeafBox, ...], tuple[LeafBox, ...]]:
+        """Return the boxes to read, and all that are listed, when `chosen` were learned.
+
+        Pinned boxes that were not learned come first, then what was learned, in its order; boxes
+        switched off keep their place in the list, and follow it where they were not learned.
+        """
+        learned = {box.ranges for box in chosen}
+        listed = (
+            *(box for box in self.pinned if box.ranges not in learned),
+            *chosen,
+            *(box for box in self.off if box.ranges not in learned),
+        )
+        off = {box.ranges for box in self.off}
+        return tuple(box for box in listed if box.ranges not in off), listed
 
 
 class Scored:
     """Rows of the catalog with the teacher's score, as they are found.
+
+    Rows inside a box that is switched off are held back until a box that is read holds them,
+    unless they are labelled yes: else the vector index would bring most of them back.
 
     Parameters
     ----------
@@ -64,8 +91,12 @@ class Scored:
         self._rows: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
         self._scores: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)]
 
-    def add(self, rows: NDArray[np.int64]) -> None:
-        """Score rows; those added before may come again."""
+    def add(self, rows: NDArray[np.int64], *, is_boxed: bool = False) -> None:
+        """Score rows, which a box that is read holds or not; those added before may come again."""
+        off = self._asked.off
+        if off and not is_boxed:
+            is_off = union_mask(off, self._index.columns.codes(rows))
+            rows = rows[~is_off | np.isin(rows, self._asked.labels.positive)]
         self._rows.append(rows)
         self._scores.append(self._teacher.scores(self._index.embeddings(rows)))
 
@@ -77,13 +108,9 @@ class Scored:
     def ranked(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the rows of the answer, best first, ties by row; labelled ones as labelled."""
         candidates, scores = self.candidates()
-        limit, labels = np.float32(self._asked.threshold), self._asked.labels
-        is_yes = np.isin(candidates, labels.positive)
-        scores[is_yes] = np.maximum(scores[is_yes], limit)
-        kept = (scores >= limit) & ~np.isin(candidates, labels.negative)
-        rows, scores = candidates[kept], scores[kept]
-        order = np.lexsort((rows, -scores))
-        return rows[order], scores[order]
+        asked = self._asked
+        positions, scores = ranked_at(candidates, scores, asked.labels, asked.threshold)
+        return candidates[positions], scores
 
     def so_far(self, clock: RoundClock) -> Result:
         """Return the answer as it stands: ranked, without branches, not complete."""
@@ -150,15 +177,24 @@ def answer(
     for part in stretches:
         clock.check()
         parts.append(part)
-        scored.add(part.rows)
+        scored.add(part.rows, is_boxed=True)
         if partial is not None and clock.seconds() - last_shown > PARTIAL_EVERY_S:
             partial(scored.so_far(clock))
             last_shown = clock.seconds()
     boxed = join_parts(parts, len(model.boxes), plan)
     clock.stage("rank", 0.9)
-    candidates, candidate_scores = scored.candidates()
-    rows, scores = scored.ranked()
-    branches, branch_ids = _branches(index, model.boxes, boxed, rows, asked.labels)
+    listed = model.listed or model.boxes
+    off = {box.ranges for box in model.off}
+    numbers = np.array([n for n, box in enumerate(listed) if box.ranges not in off], dtype=np.int32)
+    pool = _pool(index, model, scored, boxed, numbers)
+    positions, scores = ranked_at(pool.rows, pool.scores, asked.labels, model.threshold)
+    rows = pool.rows[positions]
+    branches, branch_ids = with_other_sources(
+        _box_branches(index, listed, _counts(index, model, boxed, numbers), asked),
+        rows,
+        pool.box_ids[positions],
+        np.isin(rows, asked.labels.positive),
+    )
     return Result(
         catalog=index.catalog,
         kind="refine",
@@ -167,79 +203,78 @@ def answer(
         margins=index.columns.margins(model.forest, rows),
         branch_ids=branch_ids,
         branches=branches,
-        n_touched=len(candidates),
+        n_touched=len(pool.rows),
         n_total=len(index.catalog),
         timings=clock.timings(),
         query_text=asked.query_text,
         threshold=model.threshold,
         seed=asked.seed,
-        notes=_notes(index, model, candidates, asked.labels),
+        notes=(
+            *round_notes(
+                model,
+                pool.rows,
+                asked.labels,
+                n_rows=len(index.catalog),
+                threshold=model.threshold,
+            ),
+            *label_notes(asked.labels),
+        ),
         plan=plan,
-        pool=Pool(candidates, candidate_scores),
+        pool=pool,
         model=model,
+        labels=asked.labels,
     )
 
 
-def _branches(
+def _pool(
     index: CatalogIndex,
-    boxes: tuple[LeafBox, ...],
+    model: RoundModel,
+    scored: Scored,
     boxed: BoxAnswer,
-    rows: NDArray[np.int64],
-    labels: LabelSet,
-) -> tuple[tuple[Branch, ...], NDArray[np.int32]]:
-    """Say each box in words with its counts, and name the main branch of each row.
+    numbers: NDArray[np.int32],
+) -> Pool:
+    """Put together what is known of every scored row, the boxed ones among them.
 
-    The main branch is the first chosen box that holds the row: the cover takes the most telling
-    boxes first. Rows in no box came from the vector index or from a label.
+    `numbers`, (n_boxes,), are the branches of the boxes.
     """
-    branch_ids = np.full(len(rows), -1, dtype=np.int32)
-    at = np.searchsorted(boxed.rows, rows)
-    at[at == len(boxed.rows)] = 0
-    is_boxed = boxed.rows[at] == rows if len(boxed.rows) else np.zeros(len(rows), dtype=np.bool_)
-    branch_ids[is_boxed] = boxed.box_ids[at[is_boxed]]
+    rows, scores = scored.candidates()
+    box_ids = np.full(len(rows), -1, dtype=np.int32)
+    box_ids[np.searchsorted(rows, boxed.rows)] = numbers[boxed.box_ids]
+    margins = cache(lambda: index.columns.margins(model.forest, rows))
+    return Pool(rows, scores, box_ids, margins)
+
+
+def _counts(
+    index: CatalogIndex, model: RoundModel, boxed: BoxAnswer, numbers: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """Return how many rows each listed box holds, those switched off included: (n_listed,)."""
+    if not model.off:
+        return boxed.counts
+    counts = np.zeros(len(model.listed), dtype=np.int64)
+    counts[np.setdiff1d(np.arange(len(counts)), numbers)] = index.columns.in_boxes(model.off).counts
+    counts[numbers] = boxed.counts
+    return counts
+
+
+def _box_branches(
+    index: CatalogIndex, boxes: Sequence[LeafBox], counts: NDArray[np.int64], asked: Asked
+) -> tuple[Branch, ...]:
+    """Say each box in words with its counts."""
+    labels, columns = asked.labels, index.model
     yes, no = index.columns.codes(labels.positive), index.columns.codes(labels.negative)
-    branches = [
+    names = column_names(columns.names)
+    states: dict[object, RuleState] = {box.ranges: "off" for box in asked.off}
+    states |= {box.ranges: "pinned" for box in asked.pinned}
+    return tuple(
         Branch(
             id=number,
-            text=box.to_text(index.model.names, index.model.edges),
-            n_rows=int(boxed.counts[number]),
+            text=box.to_text(columns.names, columns.edges),
+            n_rows=int(counts[number]),
             n_positive=int(box.contains(yes).sum()),
             n_negative=int(box.contains(no).sum()),
             box=box,
+            conditions=conditions_of(box, names, columns.edges),
+            state=states.get(box.ranges, "on"),
         )
         for number, box in enumerate(boxes)
-    ]
-    is_yes = np.isin(rows, labels.positive)
-    for text, is_member in ((NEAR_TEXT, ~is_boxed & ~is_yes), (LABELLED_TEXT, ~is_boxed & is_yes)):
-        if n_members := int(is_member.sum()):
-            branch_ids[is_member] = len(branches)
-            n_positive = int((is_member & is_yes).sum())
-            branches.append(Branch(len(branches), text, n_members, n_positive, n_negative=0))
-    return tuple(branches), branch_ids
-
-
-def _notes(
-    index: CatalogIndex, model: RoundModel, candidates: NDArray[np.int64], labels: LabelSet
-) -> tuple[str, ...]:
-    """Say what the answer rests on: the sample, and what share of the positives it reached."""
-    notes = []
-    sample = model.sample
-    labelled = np.union1d(labels.positive, labels.negative)
-    is_wanted = sample.is_random & ~np.isin(sample.rows, labelled)
-    is_wanted &= model.teacher.score_of(sample.logits) >= np.float32(model.threshold)
-    wanted = sample.rows[is_wanted]
-    n_random, found = int(sample.is_random.sum()), int(np.isin(wanted, candidates).sum())
-    if n_random < len(index.catalog) and len(wanted):
-        notes.append(
-            f"boxes and nearest rows hold {found:,} of the {len(wanted):,} rows above the "
-            f"threshold in a random sample of {n_random:,}: about {found / len(wanted):.0%}"
-        )
-    elif found < len(wanted):
-        notes.append(
-            f"{len(wanted) - found:,} more rows are above the threshold, but in none of the boxes"
-        )
-    if not len(labels.positive):
-        notes.append("no image is marked yes: the query stood in as the example")
-    if not len(labels.negative):
-        notes.append("no image is marked no: marking a few wrong ones sharpens the answer")
-    return tuple(notes)
+    )

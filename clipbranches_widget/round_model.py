@@ -28,6 +28,9 @@ class RoundModel:
         How many rows near the teacher's direction complement the boxes.
     threshold : float
         Lowest score of an answer.
+    listed : tuple of LeafBox
+        `boxes` and those switched off, in the order of `Result.branches`; empty where none is
+        switched off.
     """
 
     teacher: Teacher
@@ -36,3 +39,10 @@ class RoundModel:
     sample: Sample
     n_nearest: int
     threshold: float
+    listed: tuple[LeafBox, ...] = ()
+
+    @property
+    def off(self) -> tuple[LeafBox, ...]:
+        """The boxes switched off: rows that none but these hold are no candidates."""
+        read = {box.ranges for box in self.boxes}
+        return tuple(box for box in self.listed if box.ranges not in read)

@@ -24,8 +24,8 @@ from clipbranches_widget.search import query_vector, search
 from clipbranches_widget.session_events import Event, Query, QueryKind, Round, Search
 from clipbranches_widget.session_log import Decision, open_log
 from clipbranches_widget.session_results import digest
+from clipbranches_widget.session_rules import SessionRules
 from clipbranches_widget.session_state import SessionState
-from clipbranches_widget.session_view import SessionView
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Rows = int | Iterable[int] | NDArray[Any]
 
 
-class Session(SessionView):
+class Session(SessionRules):
     """Search, label and refine, with every action saved at once.
 
     Each action is one line of the session file, on the disk before the method returns: a killed
@@ -207,14 +207,16 @@ class Session(SessionView):
         """Find every image of the catalog that the labels and the latest query describe.
 
         Labels can be changed while it runs: the answer belongs to the labels it started with,
-        and `is_stale` says that they differ. A second call waits for the first.
+        and `is_stale` says that they differ. A second call waits for the first. Rules that are
+        switched off or pinned (see `rules`) stay so in every later round.
 
         Parameters
         ----------
         threshold
             Lowest score of a match, between 0 and 1; None is the default of `refine`, 0.5.
         seed
-            A whole number of at least 0. Same labels, query, threshold, seed: same answer.
+            A whole number of at least 0. Same labels, query, threshold, seed and rules: same
+            answer.
         strategy
             Force how the column index answers: "bits", "postings" or "scan". The answer is the
             same; ``print(result.plan)`` says which was chosen and why.
@@ -247,6 +249,7 @@ class Session(SessionView):
                 catalog_rows=len(self._catalog),
                 n_rows=0,
                 digest="",
+                rules=start.rules,
             )
             result = self._results.refine(
                 done, strategy=strategy, progress=progress, partial=partial, cancel=cancel
@@ -275,7 +278,7 @@ class Session(SessionView):
             _ = self.encoder
 
     def undo(self) -> str | None:
-        """Take back the latest search, label, unlabel or refine.
+        """Take back the latest action: search, label, unlabel, refine or a change of a rule.
 
         Returns
         -------

@@ -14,13 +14,33 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from clipbranches_widget.boxes import LeafBox
+from clipbranches_widget.conditions import RuleState
 from clipbranches_widget.errors import SessionFileError
 from clipbranches_widget.labels import LabelSet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Action = Literal["search", "label", "unlabel", "refine", "undo", "redo"]
+Action = Literal[
+    "search",
+    "label",
+    "unlabel",
+    "refine",
+    "switch_off",
+    "switch_on",
+    "pin",
+    "unpin",
+    "undo",
+    "redo",
+]
+RULE_CHANGES: Mapping[str, tuple[RuleState, tuple[RuleState, ...]]] = {
+    "switch_off": ("off", ("on", "pinned")),
+    "switch_on": ("on", ("off",)),
+    "pin": ("pinned", ("on", "off")),
+    "unpin": ("on", ("pinned",)),
+}
+"""For each action on a rule: the state it leads to, and those it can start from."""
 QueryKind = Literal["text", "image", "vector", "row"]
 _STORED_VECTOR = np.dtype("<f4")
 
@@ -36,7 +56,7 @@ class Event:
     at : datetime
         When it happened, UTC.
     action : str
-        search, label, unlabel, refine, undo or redo.
+        search, label, unlabel, refine, switch_off, switch_on, pin, unpin, undo or redo.
     parameters : mapping
         What the session file holds of it, plain JSON values; embeddings are base64 float32.
     undone : bool
@@ -61,6 +81,8 @@ class Event:
             return f"unlabel {len(values['rows'])}"
         if self.action == "refine":
             return f"refine, {values['n_rows']} found"
+        if self.action in RULE_CHANGES:
+            return f"{self.action.replace('_', ' ')} {values['rule']['text']!r}"
         return f"{self.action} of {values['of']}"
 
     def to_record(self) -> dict[str, Any]:
@@ -159,6 +181,58 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """A box that the user switched off or pinned.
+
+    Attributes
+    ----------
+    box : LeafBox
+        Its ranges alone: a box of another round with the same ranges is the same rule.
+    text : str
+        The rule in words.
+    columns : str
+        Hash of the column model that the ranges belong to.
+    state : str
+        off or pinned; "on" only on its way out of the session's rules.
+    """
+
+    box: LeafBox
+    text: str
+    columns: str
+    state: RuleState = "on"
+
+    @classmethod
+    def of(cls, box: LeafBox, text: str, columns: str) -> Rule:
+        """Make a rule of a box, whatever tree it is from."""
+        return cls(LeafBox(box.ranges), text, columns)
+
+    def is_same(self, other: Rule) -> bool:
+        """Return whether both are about the same box, in whatever state."""
+        return (self.box.ranges, self.columns) == (other.box.ranges, other.columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the session file."""
+        ranges = [list(each) for each in self.box.ranges]
+        return {"ranges": ranges, "text": self.text, "columns": self.columns, "state": self.state}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Rule:
+        """Read what `to_dict` wrote; KeyError, TypeError or ValueError if it is not that."""
+        ranges = [(int(column), int(low), int(high)) for column, low, high in stored["ranges"]]
+        box = LeafBox.from_bounds({column: (low, high) for column, low, high in ranges})
+        state, text, columns = stored["state"], stored["text"], stored["columns"]
+        if len(box.ranges) != len(ranges) or any(column < 0 for column, _, _ in ranges):
+            raise ValueError(f"no such ranges: {stored['ranges']!r}")
+        if state not in get_args(RuleState) or not isinstance(text, str):
+            raise ValueError(f"no such rule: {state!r}, {text!r}")
+        return cls(box, text, str(columns), state)
+
+    def __str__(self) -> str:
+        """Return the rule and its state, on one line."""
+        return f"{self.text} ({self.state})"
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """A refinement: all it was computed from, and how to recognise its answer.
 
@@ -173,7 +247,9 @@ class Round:
     n_rows : int
         Rows found.
     digest : str
-        Of the ranked row ids.
+        Of the ranked row ids; empty where they are not recorded.
+    rules : tuple of Rule
+        Those switched off or pinned.
     """
 
     event_id: int
@@ -184,9 +260,11 @@ class Round:
     catalog_rows: int
     n_rows: int
     digest: str
+    rules: tuple[Rule, ...] = ()
 
     def to_parameters(self) -> dict[str, Any]:
-        """Return the event's parameters."""
+        """Return the event's parameters; those of rounds without rules name none."""
+        rules = {"rules": [rule.to_dict() for rule in self.rules]} if self.rules else {}
         return {
             "labels": self.labels.to_dict(),
             "query": None if self.query is None else self.query.to_dict(),
@@ -195,6 +273,7 @@ class Round:
             "catalog_rows": self.catalog_rows,
             "n_rows": self.n_rows,
             "digest": self.digest,
+            **rules,
         }
 
     @classmethod
@@ -212,4 +291,5 @@ class Round:
             catalog_rows=int(stored["catalog_rows"]),
             n_rows=int(stored["n_rows"]),
             digest=str(stored["digest"]),
+            rules=tuple(Rule.from_dict(rule) for rule in stored.get("rules", ())),
         )

@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING
 
 from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.encoder import Encoder, load_encoder
+from clipbranches_widget.errors import RefineError
 from clipbranches_widget.refine import refine
 from clipbranches_widget.round_clock import Progress
 from clipbranches_widget.search import search
+from clipbranches_widget.session_events import Rule
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from clipbranches_widget.branch import Branch
     from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.column_model import ColumnModel
     from clipbranches_widget.query_plan import BoxStrategy
     from clipbranches_widget.result import Result
     from clipbranches_widget.session_events import Round, Search
@@ -79,9 +83,11 @@ class SessionResults:
         partial: Callable[[Result], None] | None = None,
         cancel: threading.Event | None = None,
     ) -> Result:
-        """Compute a round from its labels, query, threshold and seed."""
-        return refine(
-            self._index(),
+        """Compute a round from its labels, query, threshold, seed and rules."""
+        index = self._index()
+        rules = [rule for rule in asked.rules if _fits(rule, index.model)]
+        result = refine(
+            index,
             strategy=strategy,
             partial=partial,
             labels=asked.labels,
@@ -91,7 +97,31 @@ class SessionResults:
             seed=asked.seed,
             progress=progress,
             cancel=cancel,
+            off=[rule.box for rule in rules if rule.state == "off"],
+            pinned=[rule.box for rule in rules if rule.state == "pinned"],
         )
+        if len(rules) == len(asked.rules):
+            return result
+        note = (
+            f"{len(asked.rules) - len(rules)} of the session's rules were made on other columns "
+            "than this catalog has now, and are not applied"
+        )
+        return replace(result, notes=(*result.notes, note))
+
+    def rule(self, branch: Branch) -> Rule:
+        """Return the rule of a branch.
+
+        Raises
+        ------
+        RefineError
+            If it has no box.
+        """
+        if branch.box is None:
+            raise RefineError(
+                f"expected a branch that is a rule, got {branch.text!r}, which is made of "
+                "single images: label those that are wrong no, or right yes"
+            )
+        return Rule.of(branch.box, branch.text, self._index().model.hash)
 
     def start_loading(self) -> None:
         """Open the column index and load its compiled loops in the background."""
@@ -117,7 +147,7 @@ class SessionResults:
 
     def _reproduced(self, asked: Round) -> Result:
         result = self.refine(asked)
-        if digest(result.rows) == asked.digest:
+        if asked.digest in {"", digest(result.rows)}:
             return result
         n_rows = len(self._catalog)
         if asked.catalog_rows != n_rows:
@@ -129,6 +159,12 @@ class SessionResults:
             f"These {len(result):,} were computed anew from the same labels."
         )
         return replace(result, notes=(*result.notes, note))
+
+
+def _fits(rule: Rule, model: ColumnModel) -> bool:
+    """Return whether a rule of a session file is about the columns of the catalog."""
+    columns = [column for column, _, _ in rule.box.ranges]
+    return rule.columns == model.hash and max(columns, default=-1) < model.n_columns
 
 
 class LazyEncoder:

@@ -1,8 +1,8 @@
 """What a session's events mean (layer 3): a pure reducer, `SessionState.apply`. No I/O.
 
-Everything a session knows follows from its list of events. `search`, `label`, `unlabel` and
-`refine` each make a new `Step`; `undo` steps back to the one before, `redo` forward
-again, and any other event after an undo drops what could have been redone.
+Everything a session knows follows from its list of events. Each event makes a new `Step`, except
+that `undo` steps back to the one before, and `redo` forward again; any other event after an undo
+drops what could have been redone.
 """
 
 from __future__ import annotations
@@ -11,12 +11,19 @@ from dataclasses import dataclass, field, replace
 
 from clipbranches_widget.errors import LabelError, SessionFileError
 from clipbranches_widget.labels import LabelSet, RowIds, as_row_ids
-from clipbranches_widget.session_events import Event, Query, Round, Search
+from clipbranches_widget.session_events import (
+    RULE_CHANGES,
+    Event,
+    Query,
+    Round,
+    Rule,
+    Search,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One search, label, unlabel or refine: where it led, and how to take it back.
+    """One event other than undo and redo: where it led, and how to take it back.
 
     Attributes
     ----------
@@ -26,6 +33,8 @@ class Step:
         Where an undo leads; None at the start.
     search, round : Search, Round or None
         The latest of each.
+    rules : tuple of Rule
+        Those switched off or pinned, the latest last.
     touched : (n,) int64
         Rows that the event labelled or unlabelled.
     old, new : LabelSet
@@ -36,6 +45,7 @@ class Step:
     before: Step | None = field(default=None, repr=False)
     search: Search | None = None
     round: Round | None = None
+    rules: tuple[Rule, ...] = ()
     touched: RowIds = field(default_factory=lambda: as_row_ids(()))
     old: LabelSet = field(default_factory=LabelSet)
     new: LabelSet = field(default_factory=LabelSet)
@@ -81,8 +91,20 @@ class SessionState:
 
     @property
     def round(self) -> Round | None:
-        """The latest round."""
+        """The latest round, as it was recorded."""
         return self.latest.round
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules that are switched off or pinned, the latest last."""
+        return self.latest.rules
+
+    @property
+    def asked(self) -> Round | None:
+        """The latest round under the present rules: what the session's result answers."""
+        if self.round is None or self.round.rules == self.rules:
+            return self.round
+        return replace(self.round, rules=self.rules, n_rows=0, digest="")
 
     @property
     def query(self) -> Query | None:
@@ -153,13 +175,17 @@ class SessionState:
 
 
 def _next_step(state: SessionState, event: Event) -> Step:
-    """Return the step that a search, label, unlabel or refine makes."""
+    """Return the step that an event other than undo and redo makes."""
     values = event.parameters
-    plain = Step(event, before=state.latest, search=state.search, round=state.round)
+    plain = Step(
+        event, before=state.latest, search=state.search, round=state.round, rules=state.rules
+    )
     if event.action == "search":
         return replace(plain, search=Search.from_parameters(event.id, values))
     if event.action == "refine":
         return replace(plain, round=Round.from_parameters(event.id, values))
+    if event.action in RULE_CHANGES:
+        return replace(plain, rules=_changed_rules(state.rules, event))
     if event.action == "label":
         new = LabelSet(_listed(values["positive"]), _listed(values["negative"]))
         return replace(plain, touched=new.rows, old=state.labels.among(new.rows), new=new)
@@ -168,6 +194,17 @@ def _next_step(state: SessionState, event: Event) -> Step:
     if len(old) != rows.size:
         raise LabelError(f"expected labelled rows to unlabel, got {rows.tolist()}")
     return replace(plain, touched=rows, old=old)
+
+
+def _changed_rules(rules: tuple[Rule, ...], event: Event) -> tuple[Rule, ...]:
+    """Return the rules after one of them was switched or pinned."""
+    changed = Rule.from_dict(event.parameters["rule"])
+    state, possible = RULE_CHANGES[event.action]
+    before = next((rule.state for rule in rules if rule.is_same(changed)), "on")
+    if changed.state != state or before not in possible:
+        raise ValueError(f"a rule that was {before} cannot become {changed.state} by it")
+    others = tuple(rule for rule in rules if not rule.is_same(changed))
+    return others if state == "on" else (*others, changed)
 
 
 def _relabelled(labels: LabelSet, rows: RowIds, new: LabelSet) -> LabelSet:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clipbranches_widget.encoder import Encoder
     from clipbranches_widget.labels import LabelSet
     from clipbranches_widget.result import Result
-    from clipbranches_widget.session_events import Event
+    from clipbranches_widget.session_events import Event, Rule
     from clipbranches_widget.session_state import SessionState
 
 
@@ -76,13 +76,18 @@ class SessionView:
 
     @property
     def result(self) -> Result | None:
-        """The latest round's result; None before the first.
+        """The latest round's result, under the present `rules`; None before the first.
 
-        In a reopened session it is computed again from the recorded labels, query, threshold
-        and seed; should it differ from the recorded answer, its `notes` say so.
+        In a reopened session it is computed again from the recorded labels, query, threshold,
+        seed and rules; should it differ from the recorded answer, its `notes` say so.
         """
-        latest = self._state.round
+        latest = self._state.asked
         return None if latest is None else self._results.answer(latest)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules that are switched off or pinned, the latest last: see `Rule.state`."""
+        return self._state.rules
 
     @property
     def is_stale(self) -> bool:
@@ -119,8 +124,9 @@ class SessionView:
     def observe(self, callback: Callable[[str], object]) -> Callable[[], None]:
         """Call `callback` after each action, whoever took it; return a function that stops it.
 
-        The callback gets "search", "label" (also for unlabel), "refine", "undo" or "redo", in
-        the thread that acted or caught up, with no lock held: read the session for its state.
+        The callback gets "search", "label" (also for unlabel), "refine", "switch_off",
+        "switch_on", "pin", "unpin", "undo" or "redo", in the thread that acted or caught up,
+        with no lock held: read the session for its state.
         Its errors are logged and go no further.
         """
         return self._log.observe(callback)
@@ -129,7 +135,10 @@ class SessionView:
         state = self._log.remembered.state
         query = "no query" if state.query is None else repr(state.query.text)
         labels = f"{state.labels.positive.size} yes / {state.labels.negative.size} no"
-        latest = "no round" if state.round is None else f"round: {state.round.n_rows:,} found"
+        latest = "no round"
+        if state.asked is not None:
+            is_counted = state.asked is state.round
+            latest = f"round: {state.asked.n_rows:,} found" if is_counted else "round: new rules"
         return f"<Session on {self._catalog.path.name}: {query}, {labels}, {latest}, {self.path}>"
 
     @property

@@ -22,9 +22,12 @@ BACKGROUND_ROW_MASS = 0.005
 """Of each sampled row, so that a small catalog's background does not outweigh its labels."""
 
 QUERY_MASS = 0.3
-QUERY_FEATURE_SCALE = 0.1
-"""Standard deviation of the feature that is the similarity to the query: how readily the labels
-turn the query's own ranking up or down."""
+QUERY_FEATURE_SCALES = (0.1, 0.3)
+"""Standard deviation of the feature that is the similarity to the query, least and most: how
+readily the labels turn the query's own ranking up or down."""
+QUERY_HITS = (0.25, 0.55)
+"""Share of yes among the half of the labelled rows that the query likes best: at the first, and
+below, the query is trusted least; at the second, and above, most."""
 
 REGULARISATION_C = 50.0
 DECISION_LOGIT = -1.0
@@ -114,12 +117,15 @@ def fit_teacher(
         Embeddings of sampled rows without labels: weak negatives. Those that the first fit
         scores above the decision are likely positives, and never used as negatives.
     query : (dim,) float32, optional
-        The query's embedding: the similarity to it is one more feature, so that the labels
-        decide how far its ranking is to be trusted.
+        The query's embedding: the similarity to it is one more feature. The better the query
+        tells the labelled yes from the no, the more it counts.
     query_image : (dim,) float32, optional
         What the query looks like as an image embedding: a weak positive.
     """
-    prior = _QueryFeature.on(background, query)
+    prior = None
+    if query is not None:
+        scale = _query_feature_scale(positives @ query, negatives @ query)
+        prior = _QueryFeature.on(background, query, scale)
     images = np.empty((0, background.shape[1]), np.float32)
     if query_image is not None:
         images = query_image[None, :]
@@ -153,17 +159,27 @@ class _QueryFeature:
 
     @classmethod
     def on(
-        cls, background: NDArray[np.float32], query: NDArray[np.float32] | None
+        cls, background: NDArray[np.float32], query: NDArray[np.float32], deviation_wanted: float
     ) -> _QueryFeature | None:
-        """Standardise on the background; None without a query or where it tells nothing apart."""
-        if query is None or not len(background):
+        """Standardise on the background; None where the query tells nothing of it apart."""
+        if not len(background):
             return None
         similarities = background @ query
         deviation = float(similarities.std())
         if deviation < MIN_DEVIATION:
             return None
-        scale = QUERY_FEATURE_SCALE / deviation
+        scale = deviation_wanted / deviation
         return cls((scale * query).astype(np.float32), -scale * float(similarities.mean()))
+
+
+def _query_feature_scale(yes: NDArray[np.float32], no: NDArray[np.float32]) -> float:
+    """Return how much the query is to count, from its similarities to the labelled rows."""
+    hits = 0.5
+    if len(yes) and len(no):
+        is_yes = np.repeat([True, False], [len(yes), len(no)])
+        best_first = np.argsort(-np.concatenate([yes, no]), kind="stable")
+        hits = float(is_yes[best_first[: max(1, len(is_yes) // 2)]].mean())
+    return float(np.interp(hits, QUERY_HITS, QUERY_FEATURE_SCALES))
 
 
 def _fit(

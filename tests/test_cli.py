@@ -15,11 +15,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw
 
 import clipbranches_widget as cb
 from clipbranches_widget.cli import copy_notebooks, main
+from clipbranches_widget.concept import Concept
 
 COMMAND = Path(sys.executable).with_name("clipbranches")
 SERVER_START_S = 180
@@ -197,6 +201,94 @@ def test_a_missing_catalog_is_one_line_and_status_1(command, tmp_path, capsys):
     assert str(missing) in captured.err
 
 
+@pytest.fixture(scope="module")
+def concept(tmp_path_factory):
+    """A saved concept: its file, its catalog's folder and the round's answer."""
+    folder = tmp_path_factory.mktemp("concepts")
+    rng = np.random.default_rng(5)
+    centres = rng.normal(size=(5, 16))
+    embeddings = np.repeat(centres, 60, axis=0) + 0.4 * rng.normal(size=(300, 16))
+    items = pa.table(
+        {
+            "uri": [f"images/{row}.png" for row in range(300)],
+            "caption": [f"caption, of {row}" for row in range(300)],
+        }
+    )
+    catalog = cb.from_embeddings(embeddings, folder / "blobs.cbcat", items=items)
+    session = cb.Session(catalog, folder / "session.jsonl")
+    session.label(positive=range(6), negative=range(60, 66))
+    result = session.refine()
+    Concept.of("first blob", result).save(folder / "blob.json")
+    return folder / "blob.json", folder / "blobs.cbcat", result
+
+
+def test_apply_prints_score_row_path_and_caption(concept, capsys):
+    file, target, result = concept
+
+    assert main(["apply", str(file), str(target), "-k", "7"]) == 0
+    captured = capsys.readouterr()
+    lines = [line.split("\t") for line in captured.out.splitlines()]
+    assert [int(row) for _, row, *_ in lines] == result.rows[:7].tolist()
+    assert [score for score, *_ in lines] == [f"{score:.4f}" for score in result.scores[:7]]
+    row = result.rows[0]
+    assert lines[0][2:] == [f"images/{row}.png", f"caption, of {row}"]
+    assert captured.err.splitlines() == [f"note: {note}" for note in result.notes]
+    assert main(["apply", str(file), str(target)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_apply_writes_the_whole_table(concept, tmp_path, capsys, suffix):
+    file, target, result = concept
+    out = tmp_path / f"found.{suffix}"
+    out.write_text("an older answer")
+
+    assert main(["apply", str(file), str(target), "--out", str(out)]) == 0
+    assert f"{len(result)} of 300 images" in capsys.readouterr().out
+    found = pd.read_csv(out) if suffix == "csv" else pd.read_parquet(out)
+    assert found["row"].tolist() == result.rows.tolist()
+    assert np.array_equal(found["score"].to_numpy(np.float32), result.scores)
+    assert found["caption"].tolist() == [f"caption, of {row}" for row in result]
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_apply_takes_a_threshold_and_a_number_for_the_table(concept, tmp_path):
+    file, target, result = concept
+    out = tmp_path / "found.csv"
+    arguments = ["apply", str(file), str(target), "--out", str(out), "--threshold"]
+
+    assert main([*arguments, "0.9"]) == 0
+    assert pd.read_csv(out)["row"].tolist() == result.at(0.9).rows.tolist()
+    assert main([*arguments, "0.1", "-k", "3"]) == 0
+    assert pd.read_csv(out)["row"].tolist() == result.at(0.1).rows[:3].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threshold", "2"], "expected a threshold between 0 and 1, got 2"),
+        (["-k", "0"], "expected -k of at least 1, got 0"),
+        (["--out", "found.txt"], "expected --out to end in .csv or .parquet, got found.txt"),
+        (["--out", "no/such/folder/found.csv"], "cannot write no/such/folder/found.csv"),
+    ],
+)
+def test_apply_explains_what_it_cannot_do(concept, capsys, options, message):
+    file, target, _ = concept
+
+    assert main(["apply", str(file), str(target), *options]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"clipbranches: {message}" in captured.err
+
+
+def test_apply_refuses_a_file_that_is_no_concept(concept, capsys):
+    _, target, _ = concept
+    other = target / "catalog.json"
+
+    assert main(["apply", str(other), str(target)]) == 1
+    assert capsys.readouterr().err.startswith(f"clipbranches: {other} is not a concept file")
+
+
 def test_an_empty_query_is_status_1(indexed, capsys):
     target, _ = indexed
 
@@ -205,7 +297,8 @@ def test_an_empty_query_is_status_1(indexed, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["serach"], ["index"], ["search", "x.cbcat"], ["columns", "x.cbcat"]]
+    "arguments",
+    [[], ["serach"], ["index"], ["search", "x.cbcat"], ["columns", "x.cbcat"], ["apply", "x.json"]],
 )
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -216,7 +309,7 @@ def test_wrong_usage_is_status_2(arguments, capsys):
 def test_version_and_help_from_the_shell():
     assert run("--version").stdout.strip() == f"clipbranches {cb.__version__}"
     help_text = run("--help").stdout
-    for command in ("demo", "index", "info", "columns", "search", "doctor"):
+    for command in ("demo", "index", "info", "columns", "search", "apply", "doctor"):
         assert re.search(rf"^\s+{command}\s+\w", help_text, re.MULTILINE)
 
 

@@ -1,20 +1,25 @@
 """The pure reducer: what each event means, and which events cannot follow."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
+from clipbranches_widget.boxes import LeafBox
 from clipbranches_widget.errors import SessionFileError
 from clipbranches_widget.labels import LabelSet
-from clipbranches_widget.session_events import Event, Query, Round, Search
+from clipbranches_widget.session_events import Event, Query, Round, Rule, Search
 from clipbranches_widget.session_state import SessionState
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 QUERY = Query.of("text", "a bird", np.array([0.6, 0.8], np.float32))
 SEARCH = Search(0, QUERY, 60)
 ROUND = Round(0, LabelSet([1], [2]), QUERY, 0.25, 7, 100, 12, "d1")
+
+BOX = LeafBox.from_bounds({0: (8, 256), 3: (0, 16)})
+RULE = Rule.of(BOX, "bird >= 0.310", "abc")
 
 
 def replay(*actions):
@@ -27,6 +32,11 @@ def replay(*actions):
 
 def label(positive=(), negative=()):
     return "label", {"positive": list(positive), "negative": list(negative)}
+
+
+def change(action, rule=RULE, **stored):
+    state = {"switch_off": "off", "pin": "pinned"}.get(action, "on")
+    return action, {"rule": rule.to_dict() | {"state": state} | stored}
 
 
 def test_nothing_has_happened_at_the_start():
@@ -76,6 +86,36 @@ def test_an_answer_is_stale_when_labels_or_query_differ_from_its_own():
     assert replay(label([1], [2]), refine).is_stale
 
 
+def test_rules_are_switched_pinned_and_taken_back():
+    off, pin = change("switch_off"), change("pin")
+    other = Rule.of(LeafBox.from_bounds({1: (3, 9)}), "bus >= 0.1", "abc")
+    assert [rule.state for rule in replay(off).rules] == ["off"]
+    assert [rule.state for rule in replay(off, pin).rules] == ["pinned"]
+    assert replay(off, change("switch_on")).rules == ()
+    assert replay(pin, change("unpin")).rules == ()
+    both = replay(off, change("pin", other))
+    assert [(rule.text, rule.state) for rule in both.rules] == [
+        ("bird >= 0.310", "off"),
+        ("bus >= 0.1", "pinned"),
+    ]
+    assert replay(off, pin, ("undo", {"of": 2})).rules == replay(off).rules
+    assert replay(off, ("undo", {"of": 1})).rules == ()
+    assert replay(off, ("undo", {"of": 1}), ("redo", {"of": 1})).rules == replay(off).rules
+
+
+def test_the_result_answers_the_latest_round_under_the_present_rules():
+    refine = ("refine", ROUND.to_parameters())
+    assert replay(change("pin")).asked is None
+    state = replay(refine)
+    assert state.asked is state.round
+    state = replay(refine, change("switch_off"))
+    assert state.asked.rules == state.rules
+    assert (state.asked.digest, state.asked.labels) == ("", ROUND.labels)
+    assert not replay(change("switch_off"), refine, change("switch_on")).asked.rules
+    state = replay(refine, change("switch_off"), change("switch_on"))
+    assert state.asked is state.round
+
+
 def test_events_and_what_they_hold_survive_json_exactly(rng):
     vector = rng.normal(size=512).astype(np.float32)
     query = Query.of("image", "cat.png", vector)
@@ -88,6 +128,10 @@ def test_events_and_what_they_hold_survive_json_exactly(rng):
     assert not found.query.vector.flags.writeable
     kept = json.loads(json.dumps(ROUND.to_parameters()))
     assert Round.from_parameters(0, kept) == ROUND
+    under_rules = replace(ROUND, rules=(replace(RULE, state="off"), replace(RULE, state="pinned")))
+    kept = json.loads(json.dumps(under_rules.to_parameters()))
+    assert Round.from_parameters(0, kept) == under_rules
+    assert "rules" not in ROUND.to_parameters()
     bare = Round(0, LabelSet(), None, None, 0, 1, 0, "")
     assert Round.from_parameters(0, bare.to_parameters()) == bare
 
@@ -99,6 +143,8 @@ def test_events_and_what_they_hold_survive_json_exactly(rng):
         (*label([1, 2], [3]), "label 2 yes, 1 no"),
         ("unlabel", {"rows": [1]}, "unlabel 1"),
         ("refine", ROUND.to_parameters(), "refine, 12 found"),
+        (*change("switch_off"), "switch off 'bird >= 0.310'"),
+        (*change("unpin"), "unpin 'bird >= 0.310'"),
         ("undo", {"of": 4}, "undo of 4"),
     ],
 )
@@ -149,6 +195,21 @@ QUERY_DICT = QUERY.to_dict()
         ("refine", ROUND.to_parameters() | {"threshold": float("nan")}),
         ("refine", ROUND.to_parameters() | {"labels": None}),
         ("refine", ROUND.to_parameters() | {"seed": "x"}),
+        ("refine", ROUND.to_parameters() | {"rules": [{}]}),
+        ("refine", ROUND.to_parameters() | {"rules": 5}),
+        ("switch_off", {}),
+        ("switch_off", {"rule": None}),
+        change("switch_off", state="pinned"),
+        change("switch_off", state="gone"),
+        change("switch_on"),
+        change("unpin"),
+        change("pin", text=5),
+        change("pin", ranges=[[0, 9, 3]]),
+        change("pin", ranges=[[0, 3, 9], [0, 3, 9]]),
+        change("pin", ranges=[[-1, 3, 9]]),
+        change("pin", ranges=[[0, 0, 256]]),
+        change("pin", ranges=[["a", 3, 9]]),
+        change("pin", ranges=[[0, 3]]),
     ],
 )
 def test_parameters_that_do_not_fit_the_action_are_refused(action, parameters):

@@ -45,17 +45,18 @@ def nearest(row, k):
 
 
 class SessionMachine(RuleBasedStateMachine):
-    """The model: a list of (labels, search, round), where we are in it, and the actions so far."""
+    """The model: a list of (labels, search, round, rules), our place in it, and the actions."""
 
     @initialize()
     def start(self):
         self.path = folder() / f"{id(self)}.jsonl"
         self.path.unlink(missing_ok=True)
         self.sessions = [Session(catalog(), self.path) for _ in range(2)]
-        self.states = [({}, None, None)]
+        self.states = [({}, None, None, {})]
         self.place = 0
         self.actions = []
         self.n_rounds = 0
+        self.n_switched = 0
         self.turn = 0
 
     @property
@@ -67,12 +68,8 @@ class SessionMachine(RuleBasedStateMachine):
         return self.sessions[self.turn]
 
     def move_on(self, action, **changes):
-        labels, search, latest = self.now
-        state = (
-            changes.get("labels", labels),
-            changes.get("search", search),
-            changes.get("round", latest),
-        )
+        parts = zip(("labels", "search", "round", "rules"), self.now, strict=True)
+        state = tuple(changes.get(name, part) for name, part in parts)
         self.states = [*self.states[: self.place + 1], state]
         self.place += 1
         self.actions.append(action)
@@ -101,10 +98,27 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 3))
     def refine(self, seed):
         result = self.session.refine(seed=seed)
-        labels, search, _ = self.now
+        labels, search, *_ = self.now
         row = None if search is None else search[0]
         self.move_on("refine", round=(labels, row, result.rows.tolist()))
         self.n_rounds += 1
+
+    @precondition(lambda self: self.n_switched < 2 and self.now[2])
+    @rule(action=st.sampled_from(["switch_off", "switch_on", "pin", "unpin"]), data=st.data())
+    def change_rule(self, action, data):
+        branches = [branch for branch in self.session.result.branches if branch.box is not None]
+        if not branches:
+            return
+        branch = data.draw(st.sampled_from(branches))
+        result = getattr(self.session, action)(branch.id)
+        possible = {"switch_on": ["off"], "unpin": ["pinned"], "switch_off": ["on", "pinned"]}
+        if branch.state in possible.get(action, ["on", "off"]):
+            state = {"switch_off": "off", "pin": "pinned"}.get(action, "on")
+            rules = {box: old for box, old in self.now[3].items() if box != branch.box.ranges}
+            rules |= {} if state == "on" else {branch.box.ranges: state}
+            latest = (*self.now[2][:2], result.rows.tolist())
+            self.move_on(action, round=latest, rules=rules)
+            self.n_switched += 1
 
     @rule()
     def undo(self):
@@ -138,7 +152,8 @@ class SessionMachine(RuleBasedStateMachine):
     @invariant()
     def session_equals_model(self):
         session = self.session
-        labels, search, latest = self.now
+        labels, search, latest, rules = self.now
+        assert {each.box.ranges: each.state for each in session.rules} == rules
         assert {row: session.labels.get(row) for row in session.labels.rows.tolist()} == labels
         assert session.query_text == ("" if search is None else f"more like row {search[0]}")
         if search is None:
@@ -151,6 +166,8 @@ class SessionMachine(RuleBasedStateMachine):
             assert session.result is None
         else:
             assert session.result.rows.tolist() == latest[2]
+            listed = {b.box.ranges: b.state for b in session.result.branches if b.box is not None}
+            assert {box: listed[box] for box in rules} == rules
         assert session.can_undo == (self.place > 0)
         assert session.can_redo == (self.place + 1 < len(self.states))
         history = session.history
