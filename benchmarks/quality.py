@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import quality_report
+import quality_summary
 import quality_tuning
-from box_measure import Record, say
+from box_measure import say
 from quality_data import Collection, load
 from quality_users import Behaviour, Method, User, simulate
 
@@ -103,7 +104,7 @@ def evaluate(
             for number, _ in enumerate(getattr(collection, part)[:concepts]):
                 user = _user(collection, number, behaviour, part=part, seed=seed)
                 entries += _rounds(user, chosen, "quick", same_labels=same_labels)
-    return quality_report.frame(entries)
+    return quality_summary.frame(entries)
 
 
 def _threads() -> Any:
@@ -159,9 +160,9 @@ class Measured:
     """
 
     def __init__(self, out: Path, facts: dict[str, Any]) -> None:
-        self._record = Record(out)
-        self._record.data |= facts
+        self._out, self._facts = out, facts
         self.entries: list[Entry] = []
+        self.cells: list[quality_summary.Cell] = []
 
     def add(self, entries: Iterator[Entry]) -> None:
         """Keep the rounds of one user."""
@@ -169,11 +170,9 @@ class Measured:
 
     def save(self, **facts: Any) -> None:
         """Write means, spreads and every concept's AP."""
-        self._record.data |= facts
-        self.cells = quality_report.cells(self.entries)
-        self._record.data["bars"] = quality_report.bars(self.cells)
-        self._record.data["cells"] = self.cells
-        self._record.save()
+        self._facts |= facts
+        self.cells = quality_summary.cells(self.entries)
+        quality_summary.write(self._out, self._facts, self.cells)
 
 
 def measure(collection: Collection, options: argparse.Namespace, measured: Measured) -> None:
@@ -231,7 +230,9 @@ def main() -> None:
     """Measure, write, draw, print."""
     options = arguments()
     start = time.perf_counter()
-    measured = Measured(options.out, {"command": " ".join(sys.argv[1:])} | quality_report.machine())
+    measured = Measured(
+        options.out, {"command": " ".join(sys.argv[1:])} | quality_summary.machine()
+    )
     with _threads():
         for name in options.data:
             collection = load(name, options.folder)
@@ -239,8 +240,10 @@ def main() -> None:
             if options.tune or name not in quality_tuning.stored():
                 quality_tuning.tune(collection)
             measure(collection, options, measured)
-    measured.save(minutes=(time.perf_counter() - start) / 60, settings=quality_tuning.stored())
-    print(quality_report.tables(measured.cells, quality_report.bars(measured.cells)))
+    bars = quality_report.bars(measured.cells)
+    minutes = (time.perf_counter() - start) / 60
+    measured.save(minutes=minutes, settings=quality_tuning.stored(), bars=bars)
+    print(quality_report.tables(measured.cells, bars))
     quality_report.draw(measured.cells, options.out.with_suffix(".png"))
 
 

@@ -101,12 +101,14 @@ def _move(values: Edges, is_yes: Flags, border: float, limit: int, counts: Numbe
         if score < best:
             best, best_at = score, position
             kept[:] = tried
+    moved: float = np.inf
     if best_at < 0:
-        return (border + values[order[0]]) / 2
-    counts[:] = kept
-    if best_at == len(order):
-        return np.inf
-    return (values[order[best_at - 1]] + values[order[best_at]]) / 2
+        moved = (border + values[order[0]]) / 2
+    elif best_at < len(order):
+        moved = (values[order[best_at - 1]] + values[order[best_at]]) / 2
+    if best_at > 0:
+        counts[:] = kept
+    return moved
 
 
 @_compiled

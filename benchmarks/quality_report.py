@@ -1,38 +1,21 @@
-"""Summarise what `quality.py` measured: means and spreads, ratios with intervals, tables, picture.
-
-An entry is one method's round for one concept: what it is about, and its figures.
-"""
+"""Show the figures of `quality.py`: the bars of the project, Markdown tables, a picture."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from quality_ours import FULL_SCAN, expected_error
-from quality_tuning import LINEAR, NAMES
+from quality_ours import FULL_SCAN
+from quality_summary import Cell, Cells, mean_known
+from quality_tuning import NAMES
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Entry = dict[str, Any]
-Cell = dict[str, Any]
-
-ABOUT = ("data", "variant", "method", "round")
-NOT_FIGURES = {*ABOUT, "concept", "kind", "bins"}
 ALL_METHODS = (*NAMES, FULL_SCAN)
-N_RESAMPLES = 5_000
-
-WORSE = "first page worse than the text's, unsaid"
 BOXED = "rows in boxes"
 SECONDS = "seconds a round, median"
-AT_MOST = (WORSE, BOXED, SECONDS)
+AT_MOST = (BOXED, SECONDS)
 """Bars that are upper limits."""
 
 SERIES = (
@@ -43,124 +26,11 @@ SERIES = (
     ("logistic", "#009E73", "D", "-"),
     ("xgboost", "#D55E00", "s", "--"),
     ("forest", "#8C510A", "p", "--"),
-    ("branches", "#F0E442", "*", "--"),
+    ("branches", "#882255", "*", "--"),
     (FULL_SCAN, "#000000", "", "-."),
     ("ours", "#0072B2", "o", "-"),
 )
-"""Colours of Okabe and Ito, told apart with any colour vision; markers and dashes differ too."""
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if value == value]  # noqa: PLR0124 - NaN is unlike itself
-    return float(np.mean(known)) if known else float("nan")
-
-
-def cells(entries: Iterable[Entry]) -> list[Cell]:
-    """Gather entries by collection, users, method and round: means, spreads, every concept's AP.
-
-    ``ece_pooled`` is the calibration error of all concepts' bins together.
-    """
-    groups: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
-    for entry in entries:
-        groups[tuple(entry[name] for name in ABOUT)].append(entry)
-    found = []
-    for key, group in groups.items():
-        figures = [name for name in group[0] if name not in NOT_FIGURES]
-        cell: Cell = dict(zip(ABOUT, key, strict=True)) | {"n_concepts": len(group)}
-        columns = {
-            name: [float(entry.get(name, float("nan"))) for entry in group] for name in figures
-        }
-        cell["mean"] = {name: _mean(values) for name, values in columns.items()}
-        known = {name: [v for v in values if v == v] for name, values in columns.items()}  # noqa: PLR0124
-        cell["sd"] = {name: float(np.std(values)) for name, values in known.items() if values}
-        cell["mean"]["seconds_median"] = float(np.median(columns["seconds"]))
-        worse = np.array(columns["page"]) < np.array(columns["text_page"]) - 1e-9
-        cell["mean"]["page_worse"] = float(worse.mean())
-        if "noted" in columns:
-            silent = worse & (np.array(columns["noted"]) == 0)
-            cell["mean"]["page_worse_silently"] = float(silent.mean())
-        if "bins" in group[0]:
-            table = np.sum([entry["bins"] for entry in group], axis=0)
-            cell["mean"]["ece_pooled"] = expected_error(table)
-            cell["bins"] = table.tolist()
-        cell["concepts"] = [entry["concept"] for entry in group]
-        cell["ap"] = columns["ap"]
-        found.append(cell)
-    return found
-
-
-def frame(entries: Iterable[Entry]) -> pd.DataFrame:
-    """Return the means as a table, a line for each collection, method and round."""
-    import pandas as pd
-
-    listed = list(entries)
-    lines = [{name: cell[name] for name in ABOUT} | cell["mean"] for cell in cells(listed)]
-    table = pd.DataFrame(lines).drop(columns=["variant"]).set_index(["data", "method", "round"])
-    table.attrs["entries"] = listed
-    return table
-
-
-class Cells:
-    """Looks cells up, and compares them.
-
-    Parameters
-    ----------
-    found : list of dict
-        From `cells`.
-    """
-
-    def __init__(self, found: list[Cell]) -> None:
-        self._by_key = {tuple(cell[name] for name in ABOUT): cell for cell in found}
-        self.data = list(dict.fromkeys(cell["data"] for cell in found))
-        self.variants = list(dict.fromkeys(cell["variant"] for cell in found))
-
-    def get(self, data: str, variant: str, method: str, number: int) -> Cell | None:
-        """Return a cell, None where it was not measured."""
-        return self._by_key.get((data, variant, method, number))
-
-    def rounds(self, data: str, variant: str, method: str = "ours") -> list[int]:
-        """Return the rounds that were measured."""
-        return sorted(key[3] for key in self._by_key if key[:3] == (data, variant, method))
-
-    def mean(self, data: str, variant: str, method: str, number: int, figure: str) -> float:
-        """Return the mean of a figure over concepts, NaN where it was not measured."""
-        cell = self.get(data, variant, method, number)
-        return float(cell["mean"].get(figure, float("nan"))) if cell else float("nan")
-
-    def best_linear(self, data: str, variant: str, number: int) -> str:
-        """Return the linear full scan with the highest mean average precision."""
-        return max(LINEAR, key=lambda name: self.mean(data, variant, name, number, "ap"))
-
-    def ratio(
-        self, data: str, variant: str, number: int, over: str
-    ) -> tuple[float, float, float] | None:
-        """Return mean AP of ours by that of another method, with its 95 % interval.
-
-        Over the concepts where both have one; a paired bootstrap over concepts.
-        """
-        ours, other = (self.get(data, variant, each, number) for each in ("ours", over))
-        if ours is None or other is None or ours["concepts"] != other["concepts"]:
-            return None
-        pairs: NDArray[np.float64] = np.array([ours["ap"], other["ap"]], dtype=np.float64)
-        pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
-        if not pairs.size:
-            return None
-        rng = np.random.default_rng(0)
-        drawn = pairs[:, rng.integers(0, pairs.shape[1], (N_RESAMPLES, pairs.shape[1]))]
-        ratios = drawn[0].sum(axis=1) / np.maximum(drawn[1].sum(axis=1), 1e-12)
-        low, high = np.quantile(ratios, [0.025, 0.975])
-        return float(pairs[0].sum() / max(pairs[1].sum(), 1e-12)), float(low), float(high)
-
-
-def machine() -> dict[str, Any]:
-    """Say where this runs, and with what."""
-    packages = ("numpy", "scikit-learn", "xgboost", "usearch", "numba")
-    return {
-        "cpus": os.cpu_count(),
-        "system": platform.platform(),
-        "load_at_start": os.getloadavg()[0],
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
+"""Colours told apart with any colour vision, most by Okabe and Ito; markers and dashes differ."""
 
 
 # --- bars ---------------------------------------------------------------------------------------
@@ -176,7 +46,7 @@ def bars(found: list[Cell]) -> list[dict[str, Any]]:
                 known = [value for value in values if value == value]  # noqa: PLR0124
                 if known:
                     at_most = bar in AT_MOST
-                    met = max(known) <= limit if at_most else min(known) >= limit
+                    met = bool(max(known) <= limit if at_most else min(known) >= limit)
                     name = f"{data}, {variant}: {bar}"
                     held.append({"bar": name, "values": known, "limit": limit, "met": met})
     return held
@@ -203,7 +73,8 @@ def _values(table: Cells, data: str, variant: str) -> Iterator[tuple[str, list[f
     yield "AP by Rocchio", ratios("rocchio"), 1.0
     yield "F1 - the teacher's by full scan", list(mean("f1") - mean("f1", FULL_SCAN)), -0.01
     yield "unseen positives of the teacher that are held", list(mean("unseen_found")), 0.92
-    yield WORSE, list(mean("page_worse_silently")), 0.0
+    yield "the same, of all concepts together", list(mean("unseen_found_pooled")), 0.92
+    yield "first page by the text's", list(mean("page") / mean("text_page")), 1.0
     if data == "large":
         yield BOXED, list(mean("boxed")), 0.02
         yield SECONDS, list(mean("seconds_median")), 0.3
@@ -235,6 +106,7 @@ def tables(found: list[Cell], held: list[dict[str, Any]]) -> str:
                 parts.append(f"\n### {data}, {variant}: {first['n_concepts']} concepts\n")
                 parts += _methods(table, data, variant, rounds)
                 parts += ["", *_ours(table, data, variant, rounds)]
+        parts += _kinds(table, data)
     parts += ["\n### Bars\n", *_head(["bar", "round by round", "limit", ""])]
     for each in held:
         values = " / ".join(f"{value:.3g}" for value in each["values"])
@@ -272,7 +144,7 @@ def _ours(table: Cells, data: str, variant: str, rounds: list[int]) -> list[str]
     lines = _head(
         [
             *("round", "AP by best linear (95 %)", "AP by full scan", "boxes", "rows in boxes"),
-            *("rows scored", "unseen in boxes", "unseen found", "F1 - full scan's", "ECE"),
+            *("rows scored", "unseen in boxes", "held (all)", "F1 - full scan's", "ECE"),
             *("ECE pooled", "page", "text's page", "page worse (unsaid)"),
         ]
     )
@@ -288,19 +160,41 @@ def _ours(table: Cells, data: str, variant: str, rounds: list[int]) -> list[str]
             against = f"{ratio[0]:.3f} ({ratio[1]:.3f} to {ratio[2]:.3f}, {linear})"
         full = table.ratio(data, variant, n, FULL_SCAN)
         lost = mean("f1") - table.mean(data, variant, FULL_SCAN, n, "f1")
+        unseen = f"{_shown(mean('unseen_found'))} ({_shown(mean('unseen_found_pooled'))})"
         worse, silent = mean("page_worse"), mean("page_worse_silently")
         lines.append(
             _line(
                 [
                     *(str(n), against, f"{full[0]:.3f}" if full else "-"),
                     *(f"{mean('n_boxes'):.1f}", f"{mean('boxed'):.2%}", f"{mean('touched'):.2%}"),
-                    *(_shown(mean("unseen_boxed")), _shown(mean("unseen_found")), f"{lost:+.3f}"),
+                    *(_shown(mean("unseen_boxed")), unseen, f"{lost:+.3f}"),
                     *(_shown(mean("ece")), _shown(mean("ece_pooled"))),
                     *(_shown(mean("page")), _shown(mean("text_page"))),
                     f"{worse:.0%} ({silent:.0%})",
                 ]
             )
         )
+    return lines
+
+
+def _kinds(table: Cells, data: str) -> list[str]:
+    """Return a line for each kind of concepts: AP of the last round, with the same labels."""
+    variant = "same labels"
+    rounds = table.rounds(data, variant)
+    last = table.get(data, variant, "ours", rounds[-1]) if rounds else None
+    kinds = list(dict.fromkeys(name.split(":")[0] for name in last["concepts"])) if last else []
+    if last is None or data == "large":
+        return []
+    shown = [name for name in ALL_METHODS if table.get(data, variant, name, rounds[-1])]
+    lines = ["", f"AP {rounds[-1]} by kind of concept, same labels:", ""]
+    lines += _head(["kind", "concepts", *shown])
+    for kind in kinds:
+        at = [n for n, name in enumerate(last["concepts"]) if name.split(":")[0] == kind]
+        line = [kind, str(len(at))]
+        for name in shown:
+            cell = table.get(data, variant, name, rounds[-1]) or {}
+            line.append(_shown(mean_known([cell["ap"][n] for n in at])))
+        lines.append(_line(line))
     return lines
 
 
@@ -328,7 +222,6 @@ def draw(found: list[Cell], path: Path) -> None:
                 axes.plot(rounds, values, linewidth=wide, label=method, **style)
             axes.set(xlabel="round", xticks=rounds, title=f"{data}: {told}")
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-            axes.set_ylim(bottom=0)
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel(label)
     handles, labels = grid[0][0].get_legend_handles_labels()

@@ -23,7 +23,7 @@ from quality_ours import ours
 from quality_users import Behaviour, Method, User, simulate
 
 SETTINGS = Path(__file__).parent / "quality_settings.json"
-N_CONCEPTS, N_ROUNDS = 12, 2
+N_CONCEPTS, N_ROUNDS = 16, 2
 
 FIXED: dict[str, Method] = {"text": text_only, "ours": ours}
 TUNED: dict[str, Any] = {
@@ -40,7 +40,7 @@ LINEAR = ("logistic", "svm")
 
 _LINEAR_FIELDS: dict[str, tuple[Any, ...]] = {
     "no_mass": (0.3, 1.0),
-    "sample_mass": (3.0, 10.0, 30.0),
+    "sample_mass": (3.0, 10.0, 30.0, 100.0, 300.0),
     "refit": (True, False),
     "query_as": ("images", "vector", "nothing"),
     "feature": (0.0, 0.1, 0.3, 1.0),
@@ -49,11 +49,19 @@ _LINEAR_FIELDS: dict[str, tuple[Any, ...]] = {
 FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "rocchio": {"yes": (0.5, 1.0, 2.0, 4.0), "no": (0.0, 0.25, 0.5, 1.0)},
     "knn": {"text_weight": (0.25, 0.5, 1.0), "no_weight": (0.0, 0.25, 0.5, 1.0)},
-    "logistic": {"c": (3.0, 10.0, 50.0), **_LINEAR_FIELDS, "limit": (-2.0, -1.5, -1.0, -0.5, 0.0)},
-    "svm": {"c": (0.1, 0.3, 1.0, 3.0), **_LINEAR_FIELDS, "limit": (-0.9, -0.7, -0.5, -0.3, 0.0)},
+    "logistic": {
+        "c": (3.0, 10.0, 50.0, 200.0),
+        **_LINEAR_FIELDS,
+        "limit": (-2.0, -1.5, -1.0, -0.5, 0.0),
+    },
+    "svm": {
+        "c": (0.3, 1.0, 3.0, 10.0, 30.0),
+        **_LINEAR_FIELDS,
+        "limit": (-0.7, -0.5, -0.3, -0.1, 0.1, 0.3),
+    },
     "xgboost": {
         "n_sample": (0, 200, 500, 2000),
-        "depth": (2, 3, 6),
+        "depth": (1, 2, 3, 6),
         "n_trees": (50, 100),
         "rate": (0.1, 0.3),
     },

@@ -17,7 +17,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from clipbranches_widget.branch import Branch
     from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.column_export import export_columns
     from clipbranches_widget.column_rebuild import rebuild_columns
+    from clipbranches_widget.concept import Concept
     from clipbranches_widget.demo_catalog import demo
     from clipbranches_widget.diagnostics import doctor
     from clipbranches_widget.encoder import OpenClipEncoder, bundled_encoder
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     open = Catalog.open
 
 _HOME = {
+    "Concept": "concept",
+    "export_columns": "column_export",
     "Branch": "branch",
     "Catalog": "catalog",
     "ClipBranchesError": "errors",
@@ -52,6 +56,7 @@ __all__ = [
     "Branch",
     "Catalog",
     "ClipBranchesError",
+    "Concept",
     "Explorer",
     "LabelSet",
     "OpenClipEncoder",
@@ -60,6 +65,7 @@ __all__ = [
     "bundled_encoder",
     "demo",
     "doctor",
+    "export_columns",
     "from_embeddings",
     "index",
     "open",

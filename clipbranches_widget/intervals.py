@@ -307,7 +307,7 @@ def _pmf(n_rows: int, n_drawn: int, counts: Counts, stop: int | None = None) -> 
 
 def _log_choose(n: Counts, k: Counts) -> NDArray[np.float64]:
     """Return the logarithm of the binomial coefficient, -inf where it is 0; shapes broadcast."""
-    from scipy.special import gammaln  # type: ignore[import-untyped]
+    from scipy.special import gammaln
 
     possible = (k >= 0) & (k <= n)
     chosen = np.where(possible, k, 0)

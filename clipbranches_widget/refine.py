@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from clipbranches_widget.query_plan import BoxStrategy
     from clipbranches_widget.result import Result
 
-DEFAULT_THRESHOLD = 0.5
+DEFAULT_THRESHOLD = 0.3
 N_BACKGROUND = 2_000
 N_NEAR_QUERY = 10
 MIN_NEAREST, MAX_NEAREST = 1_000, 5_000
@@ -68,11 +68,12 @@ def refine(
     labels : LabelSet
         Yes and no rows.
     query : (dim,) float32, optional
-        The query's embedding: the images nearest to it are a weak positive.
+        The query's embedding: the similarity to it is a prior, and the images nearest to it stand
+        in where nothing is labelled yes.
     query_text : str
         For people.
     threshold : float, optional
-        Lowest score of an answer, in (0, 1); default 0.5.
+        Lowest score of an answer, in (0, 1); default 0.3: what is at least 30 % likely a yes.
     seed : int
         Of sampling and trees. Same labels, query, threshold and seed: same answer.
     strategy : "bits", "postings" or "scan", optional
@@ -206,9 +207,9 @@ def _teach(
 ) -> Teacher:
     """Fit the teacher on the labels and the query.
 
-    Text and image vectors of CLIP lie apart (the modality gap): as a positive example, a text
-    vector would teach what text looks like. The mean of the images nearest to it, those labelled
-    no left out, does not.
+    Where nothing is labelled yes, the query stands in. Text and image vectors of CLIP lie apart
+    (the modality gap): as a positive example, a text vector would teach what text looks like. The
+    mean of the images nearest to it, those labelled no left out, does not.
     """
     if not len(labels.positive) and query is None:
         raise RefineError(
@@ -218,7 +219,7 @@ def _teach(
     labelled = np.union1d(labels.positive, labels.negative)
     background = random_rows[~np.isin(random_rows, labelled)][:N_BACKGROUND]
     query_image = None
-    if query is not None:
+    if query is not None and not len(labels.positive):
         near, _ = index.nearest(query, N_NEAR_QUERY + len(labels.negative))
         near = near[~np.isin(near, labels.negative)][:N_NEAR_QUERY]
         if len(near):

@@ -21,10 +21,10 @@ from clipbranches_widget.errors import Cancelled, RefineError, SessionFileError
 from clipbranches_widget.labels import LabelSet, RowIds, as_row_ids
 from clipbranches_widget.refine import warm_up
 from clipbranches_widget.search import query_vector, search
+from clipbranches_widget.session_advice import SessionAdvice
 from clipbranches_widget.session_events import Event, Query, QueryKind, Round, Search
 from clipbranches_widget.session_log import Decision, open_log
 from clipbranches_widget.session_results import digest
-from clipbranches_widget.session_rules import SessionRules
 from clipbranches_widget.session_state import SessionState
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Rows = int | Iterable[int] | NDArray[Any]
 
 
-class Session(SessionRules):
+class Session(SessionAdvice):
     """Search, label and refine, with every action saved at once.
 
     Each action is one line of the session file, on the disk before the method returns: a killed
@@ -213,7 +213,7 @@ class Session(SessionRules):
         Parameters
         ----------
         threshold
-            Lowest score of a match, between 0 and 1; None is the default of `refine`, 0.5.
+            Lowest score of a match, between 0 and 1; None is the default of `refine`, 0.3.
         seed
             A whole number of at least 0. Same labels, query, threshold, seed and rules: same
             answer.

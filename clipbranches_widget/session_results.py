@@ -84,7 +84,7 @@ class SessionResults:
         cancel: threading.Event | None = None,
     ) -> Result:
         """Compute a round from its labels, query, threshold, seed and rules."""
-        index = self._index()
+        index = self.index
         rules = [rule for rule in asked.rules if _fits(rule, index.model)]
         result = refine(
             index,
@@ -121,13 +121,15 @@ class SessionResults:
                 f"expected a branch that is a rule, got {branch.text!r}, which is made of "
                 "single images: label those that are wrong no, or right yes"
             )
-        return Rule.of(branch.box, branch.text, self._index().model.hash)
+        return Rule.of(branch.box, branch.text, self.index.model.hash)
 
     def start_loading(self) -> None:
         """Open the column index and load its compiled loops in the background."""
-        self._index().columns.loader.start()
+        self.index.columns.loader.start()
 
-    def _index(self) -> CatalogIndex:
+    @property
+    def index(self) -> CatalogIndex:
+        """The opened indexes of the catalog, shared by all its sessions."""
         return self._catalog.opened("index", lambda: CatalogIndex(self._catalog))
 
     def _remembered(self, asked: Search | Round, compute: Callable[[], Result]) -> Result:

@@ -15,6 +15,7 @@ the hits of the search, or random rows.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,12 +38,16 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.int64]
 
-BRANCH_SHARE, LIKELY_SHARE = 0.25, 0.5
-"""Of the suggestions, at most; the others are on the boundary."""
+BRANCH_SHARE, LIKELY_SHARE = 0.1, 0.7
+"""Of the suggestions, at most (but one branch); the others are on the boundary."""
 
-N_SHORTLIST_TIMES = 10
-"""Rows considered for each one suggested."""
+LIKELY_POWER = 4
+"""A likely match is worth this power of its score: the score comes first, being different next."""
 
+N_SHORTLIST_TIMES = 40
+"""Rows considered for each one suggested: enough to look past many near-duplicates."""
+
+DUPLICATE_DISTANCE, LAST = 0.02, 1e-40
 N_RANDOM = 1_000
 MIN_SCORE = 1e-6
 
@@ -148,6 +153,7 @@ class _Chosen:
         """Take up to `n` of `rows`, farthest first: the greatest value times distance each time.
 
         The distance is ``1 - cosine`` to the nearest row labelled or taken; 1 when there is none.
+        Near-duplicates of those come last.
         """
         if not len(rows):
             return
@@ -157,7 +163,8 @@ class _Chosen:
             nearest = (embeddings @ self._known.T).max(axis=1)
         is_open = np.ones(len(rows), dtype=np.bool_)
         for _ in range(min(n, len(rows))):
-            distance = np.maximum(1.0 - nearest, 1e-6)
+            distance = 1.0 - nearest.astype(np.float64)
+            distance[distance < DUPLICATE_DISTANCE] = LAST
             at = int(np.where(is_open, values * distance, -1.0).argmax())
             is_open[at] = False
             self.take(int(rows[at]), reasons[at])
@@ -167,14 +174,17 @@ class _Chosen:
 def _from_round(chosen: _Chosen, result: Result, n: int) -> None:
     """Take rows of thinly supported branches, likely matches and rows on the boundary."""
     assert result.pool is not None and result.model is not None  # noqa: S101, PT018 - checked
-    for row, reason in _unsupported(chosen, result)[: int(BRANCH_SHARE * n)]:
+    for row, reason in _unsupported(chosen, result)[: math.ceil(BRANCH_SHARE * n)]:
         if len(chosen.free(np.array([row]))):
             chosen.take(row, reason)
     rows, scores = _scored(chosen, result)
     n_likely = min(round(LIKELY_SHARE * n), n - len(chosen.rows))
     best = np.lexsort((rows, -scores))[: N_SHORTLIST_TIMES * max(n_likely, 1)]
-    said = [f"likely a match ({score:.2f}), unlike those labelled" for score in scores[best]]
-    chosen.take_diverse(rows[best], scores[best], said, n_likely)
+    said = [
+        f"{'likely a match' if score >= result.threshold else 'next best'} ({score:.2f})"
+        for score in scores[best]
+    ]
+    chosen.take_diverse(rows[best], scores[best] ** LIKELY_POWER, said, n_likely)
     rest = np.isin(rows, chosen.rows, invert=True)
     rows, scores = rows[rest], scores[rest]
     doubt = np.abs(_log_odds(scores) - _log_odds(np.array([result.threshold])))

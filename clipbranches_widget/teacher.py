@@ -1,16 +1,16 @@
 """The teacher (layer 3): what the user means, learned on the full embedding from a few labels.
 
-A logistic regression on the labelled rows, with a sample of the catalog as weak negatives, the
-query's nearest images as a weak positive, and the similarity to the query as a feature. It ranks
-the answer, and the trees learn to imitate it (distillation): trees trained on thirty labels alone
-give poor, wide boxes.
+A logistic regression on the labelled rows, with a sample of the catalog as weak negatives and
+the similarity to the query as a feature; where nothing is labelled yes, the query's nearest
+images stand in. It ranks the answer, and the trees learn to imitate it (distillation): trees
+trained on thirty labels alone give poor, wide boxes. Its scores are calibrated on labels held out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ NEGATIVE_MASS = 1.0
 BACKGROUND_ROW_MASS = 0.005
 """Of each sampled row, so that a small catalog's background does not outweigh its labels."""
 
-QUERY_MASS = 0.3
 QUERY_FEATURE_SCALES = (0.1, 0.3)
 """Standard deviation of the feature that is the similarity to the query, least and most: how
 readily the labels turn the query's own ranking up or down."""
@@ -31,7 +30,15 @@ below, the query is trusted least; at the second, and above, most."""
 
 REGULARISATION_C = 50.0
 DECISION_LOGIT = -1.0
-"""Where a score of one half lies: labelled positives are the easiest ones, so 0 is too strict."""
+"""Above it a sampled row is a likely positive: labelled positives are the easiest ones, so 0 is
+too strict."""
+
+DEFAULT_SCORE_SHIFT = 0.153
+"""Without enough labels to calibrate, the decision logit has the score of the default threshold."""
+MIN_TO_CALIBRATE = 3
+CALIBRATION_PRIOR = 3.0
+MAX_LOG_SLOPE = 3.0
+MAX_EXPONENT = 500.0
 
 MIN_DEVIATION = 1e-6
 MAX_REFITS = 4
@@ -46,13 +53,14 @@ class Teacher:
     direction : (dim,) float32
     offset : float
     score_slope, score_shift : float
-        ``score = sigmoid(score_slope * logit + score_shift)``: how likely a yes; slope above 0.
+        ``score = sigmoid(score_slope * logit + score_shift)``: how likely a yes, calibrated on
+        labels that the fit did not see; slope above 0.
     """
 
     direction: NDArray[np.float32]
     offset: float
     score_slope: float = 1.0
-    score_shift: float = -DECISION_LOGIT
+    score_shift: float = DEFAULT_SCORE_SHIFT
 
     def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of (n, dim) embeddings: (n,) float32.
@@ -71,6 +79,7 @@ class Teacher:
     def score_of(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the scores of (n,) logits: float32, rising with the logit."""
         wide = self.score_slope * logits.astype(np.float64) + self.score_shift
+        wide = np.clip(wide, -MAX_EXPONENT, MAX_EXPONENT)
         scores: NDArray[np.float32] = (1.0 / (1.0 + np.exp(-wide))).astype(np.float32)
         return scores
 
@@ -107,7 +116,7 @@ def fit_teacher(
     query: NDArray[np.float32] | None = None,
     query_image: NDArray[np.float32] | None = None,
 ) -> Teacher:
-    """Fit the teacher, and again without the background rows it takes for positives, while any.
+    """Fit the teacher, again without the background rows it takes for positives, and calibrate.
 
     Parameters
     ----------
@@ -120,34 +129,87 @@ def fit_teacher(
         The query's embedding: the similarity to it is one more feature. The better the query
         tells the labelled yes from the no, the more it counts.
     query_image : (dim,) float32, optional
-        What the query looks like as an image embedding: a weak positive.
+        What the query looks like as an image embedding: the positive where none is labelled.
     """
     prior = None
     if query is not None:
         scale = _query_feature_scale(positives @ query, negatives @ query)
         prior = _QueryFeature.on(background, query, scale)
-    images = np.empty((0, background.shape[1]), np.float32)
-    if query_image is not None:
-        images = query_image[None, :]
+    if not len(positives) and query_image is not None:
+        positives = query_image[None, :]
 
-    def fit(unlabelled: NDArray[np.float32]) -> Teacher:
+    def fit(
+        yes: NDArray[np.float32], no: NDArray[np.float32], unlabelled: NDArray[np.float32]
+    ) -> Teacher:
         return _fit(
             [
-                (positives, POSITIVE_MASS, True),
-                (images, QUERY_MASS if len(positives) else POSITIVE_MASS, True),
-                (negatives, NEGATIVE_MASS, False),
+                (yes, POSITIVE_MASS, True),
+                (no, NEGATIVE_MASS, False),
                 (unlabelled, BACKGROUND_ROW_MASS * len(unlabelled), False),
             ],
             prior,
         )
 
-    teacher, n_unlikely = fit(background), len(background)
+    unlikely = background
+    teacher = fit(positives, negatives, unlikely)
     for _ in range(MAX_REFITS):
-        unlikely = background[teacher.logits(background) <= DECISION_LOGIT]
-        if len(unlikely) in (0, n_unlikely):
+        fewer = background[teacher.logits(background) <= DECISION_LOGIT]
+        if len(fewer) in (0, len(unlikely)):
             break
-        teacher, n_unlikely = fit(unlikely), len(unlikely)
-    return teacher
+        unlikely = fewer
+        teacher = fit(positives, negatives, unlikely)
+    if min(len(positives), len(negatives)) < MIN_TO_CALIBRATE:
+        return teacher
+    halves = [
+        (half, fit(positives[1 - half :: 2], negatives[1 - half :: 2], unlikely)) for half in (0, 1)
+    ]
+    unseen_yes = np.concatenate([other.logits(positives[half::2]) for half, other in halves])
+    unseen_no = np.concatenate([other.logits(negatives[half::2]) for half, other in halves])
+    slope, shift = calibrate(unseen_yes, unseen_no)
+    return replace(teacher, score_slope=slope, score_shift=shift)
+
+
+def calibrate(yes: NDArray[np.float32], no: NDArray[np.float32]) -> tuple[float, float]:
+    """Fit slope and shift of ``sigmoid(slope * logit + shift)`` to the logits of unseen labels.
+
+    Platt scaling with his softened targets (J. Platt, *Probabilistic Outputs for Support Vector
+    Machines*, 1999), and a weak prior on what is used without labels: slope 1.
+
+    Parameters
+    ----------
+    yes, no : (p,), (q,) float32
+        Logits of rows labelled yes and no by models that did not see them.
+
+    Returns
+    -------
+    slope, shift : float
+        Slope above 0: the order of rows stays.
+
+    Examples
+    --------
+    >>> few = np.array([-1, 0, 1, 2], dtype=np.float32)
+    >>> slope, shift = calibrate(few + 1, few - 1)
+    >>> slope > 0, calibrate(few + 3, few + 1)[1] < shift
+    (True, True)
+    """
+    from scipy.optimize import minimize
+
+    logits = np.concatenate([yes, no]).astype(np.float64)
+    target = np.repeat([(len(yes) + 1) / (len(yes) + 2), 1 / (len(no) + 2)], [len(yes), len(no)])
+
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        slope = math.exp(parameters[0])
+        wide = slope * logits + parameters[1]
+        residual = 1 / (1 + np.exp(-np.clip(wide, -MAX_EXPONENT, MAX_EXPONENT))) - target
+        away = parameters - np.array([0.0, DEFAULT_SCORE_SHIFT])
+        value = (np.logaddexp(0, wide) - target * wide).sum() + CALIBRATION_PRIOR * (away @ away)
+        gradient = np.array([(residual * logits).sum() * slope, residual.sum()])
+        return float(value), gradient + 2 * CALIBRATION_PRIOR * away
+
+    start = np.array([0.0, DEFAULT_SCORE_SHIFT])
+    bounds = [(-MAX_LOG_SLOPE, MAX_LOG_SLOPE), (None, None)]
+    log_slope, shift = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return math.exp(log_slope), float(shift)
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,7 +260,7 @@ def test_advice_says_how_many_more_labels_would_settle_recall():
     truth = np.arange(900) < 400
     audit = stratified(900, np.arange(400), np.arange(400, 900), LabelSet()).more(120)
     report = audit.report(labelled(LabelSet(), audit.rows, truth))
-    assert "more near rows to narrow recall" in report.advice
+    assert "more boundary rows to narrow recall" in report.advice
 
 
 def test_advice_admits_what_labels_cannot_tell():

@@ -21,7 +21,7 @@ from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import ClipBranchesError, ConceptError, QueryError, RefineError
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.labels import LabelSet
-from clipbranches_widget.refine import refine
+from clipbranches_widget.refine import DEFAULT_THRESHOLD, refine
 from clipbranches_widget.search import search
 from clipbranches_widget.session import Session
 
@@ -174,7 +174,7 @@ def test_another_threshold_is_that_of_result_at(world, tmp_path, threshold):
     assert_same(again, result.at(threshold))
     assert again.notes == result.at(threshold).notes
     moved = Concept.of("firsts", result.at(threshold))
-    assert (moved.threshold, moved.learned_threshold) == (threshold, 0.5)
+    assert (moved.threshold, moved.learned_threshold) == (threshold, DEFAULT_THRESHOLD)
     assert_same(moved.apply(world.base), result.at(threshold))
 
 
@@ -196,7 +196,7 @@ def test_a_grown_catalog_is_answered_exactly_and_says_what_is_new(world, tmp_pat
     for k in (model.n_nearest, 100):
         admitted[index.nearest(model.teacher.direction, k)[0]] = True
     scores = model.teacher.scores(grown.embeddings.astype(np.float32))
-    admitted &= scores >= np.float32(0.5)
+    admitted &= scores >= np.float32(DEFAULT_THRESHOLD)
     admitted[world.labels.positive], admitted[world.labels.negative] = True, False
     assert sorted(again) == np.flatnonzero(admitted).tolist()
     margins = result.model.forest.margins(codes)

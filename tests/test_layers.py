@@ -47,6 +47,7 @@ LAYERS = [
     {"session_results", "concept", "diagnostics"},
     {"session_view", "audit"},
     {"session_rules"},
+    {"session_advice"},
     {"session"},
     {"explorer_view"},
     {"explorer", "cli"},

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 import clipbranches_widget as cb
+from clipbranches_widget.audit import Audit
 from clipbranches_widget.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -285,6 +287,18 @@ class TestReadme:
     """What the README promises a newcomer is what the package has and what is checked."""
 
     TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+    OWNERS = MappingProxyType(
+        {
+            "cb": cb,
+            "session": cb.Session,
+            "catalog": cb.Catalog,
+            "result": cb.Result,
+            "branch": cb.Branch,
+            "audit": Audit,
+            "Concept": cb.Concept,
+            "concept": cb.Concept,
+        }
+    )
 
     def blocks(self, language):
         return re.findall(rf"```{language}\n(.*?)```", self.TEXT, re.DOTALL)
@@ -301,7 +315,7 @@ class TestReadme:
 
     def test_every_name_of_its_api_block_exists(self):
         (code,) = self.blocks("python")
-        owners = {"cb": cb, "session": cb.Session, "catalog": cb.Catalog, "result": cb.Result}
+        owners = self.OWNERS
         fields = {field.name for field in dataclasses.fields(cb.Result)}
         used = {
             (node.value.id, node.attr)
@@ -315,13 +329,14 @@ class TestReadme:
 
     def test_its_calls_bind_to_the_real_signatures(self):
         (code,) = self.blocks("python")
-        owners = {"cb": cb, "session": cb.Session, "catalog": cb.Catalog, "result": cb.Result}
+        owners = self.OWNERS
         checked = set()
         for node in ast.walk(ast.parse(code)):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
-            owner, name = node.func.value.id, node.func.attr
-            me = [] if owner == "cb" else [None]
+            value, name = node.func.value, node.func.attr
+            owner = value.id if isinstance(value, ast.Name) else value.attr
+            me = [] if owner in {"cb", "Concept"} else [None]
             keywords = {keyword.arg: None for keyword in node.keywords}
             function = getattr(owners[owner], name)
             inspect.signature(function).bind(*me, *node.args, **keywords)
@@ -336,7 +351,15 @@ class TestReadme:
 
     def test_its_commands_are_those_of_the_command_line(self, capsys):
         rows = re.findall(r"^\| `clipbranches (\w+)(.*?)` \|", self.TEXT, re.MULTILINE)
-        assert [name for name, _ in rows] == ["demo", "index", "info", "search", "doctor"]
+        assert [name for name, _ in rows] == [
+            "demo",
+            "index",
+            "columns",
+            "info",
+            "search",
+            "apply",
+            "doctor",
+        ]
         for name, options in rows:
             with pytest.raises(SystemExit, match="0"):
                 main([name, "--help"])

@@ -282,7 +282,7 @@ def test_the_best_page_comes_first_and_rows_are_only_added(build, rng, monkeypat
     def progress(stage, _fraction):
         stages.append(stage)
 
-    final = refine(index, labels=labels, progress=progress, partial=partial)
+    final = refine(index, labels=labels, strategy="scan", progress=progress, partial=partial)
     assert final.is_complete
     assert len(seen) > 4
     assert seen[0][0] == ["teacher"]

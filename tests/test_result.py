@@ -16,7 +16,7 @@ from clipbranches_widget.errors import RefineError
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.labels import LabelSet
 from clipbranches_widget.ranking import ranked_at
-from clipbranches_widget.refine import refine
+from clipbranches_widget.refine import DEFAULT_THRESHOLD, refine
 from clipbranches_widget.result import (
     LABELLED_TEXT,
     NEAR_TEXT,
@@ -115,7 +115,7 @@ def test_at_keeps_what_does_not_change(made):
     assert moved.model is result.model
     assert moved.pool is result.pool
     assert moved.is_complete
-    assert result.threshold == 0.5
+    assert result.threshold == DEFAULT_THRESHOLD
 
 
 def test_rows_without_a_box_are_counted_anew(made):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipbranches_widget.concept import Concept
 from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import (
     Cancelled,
@@ -832,3 +833,26 @@ def test_warm_up_loads_what_rounds_need_without_an_event(session):
     session.warm_up()
     assert {"sklearn", "xgboost"} <= set(sys.modules)
     assert session.history == before
+
+
+def test_a_round_is_audited_improved_and_kept(session, catalog, tmp_path):
+    with pytest.raises(RefineError, match=r"got one without: refine\(\) first"):
+        session.audit()
+    with pytest.raises(RefineError, match=r"got one without: refine\(\) first"):
+        session.save_concept("wings")
+    assert len(session.suggest(5)) == 5
+    session.search(row=4, k=10)
+    session.label(positive=[1, 2], negative=[3])
+    result = session.refine()
+    suggested = session.suggest(5)
+    assert not set(suggested) & {1, 2, 3}
+    assert len(suggested.to_pandas()) == 5
+    audit = session.audit(8)
+    session.label(positive=audit)
+    report = audit.report(session.labels)
+    assert report.precision.low <= 1 <= report.precision.high
+    path = tmp_path / "wings.concept.json"
+    session.save_concept("wings", path)
+    again = Concept.load(path).apply(catalog)
+    assert np.array_equal(again.rows, result.rows)
+    assert np.array_equal(again.scores, result.scores)

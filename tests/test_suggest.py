@@ -56,8 +56,8 @@ def test_after_a_round_all_kinds_are_there_and_their_reasons_are_true(clustered)
             assert branch.n_positive == branch.n_negative == 0
         else:
             assert f"({score:.2f})" in reason
-    assert sum("on the boundary" in reason for reason in found.reasons) >= 3
-    assert sum("likely a match" in reason for reason in found.reasons) >= 3
+    assert sum("on the boundary" in reason for reason in found.reasons) >= 2
+    assert sum("likely a match" in reason or "next best" in reason for reason in found.reasons) >= 3
     boundary = [s for s, r in zip(scores, found.reasons, strict=True) if "boundary" in r]
     assert np.abs(np.array(boundary) - result.threshold).max() < 0.4
 
@@ -70,7 +70,7 @@ def test_a_branch_without_labels_gets_its_best_row(clustered):
     assert own
     found = suggest(index, result, labels, n=40)
     said = [r for r in found.reasons if r.startswith("rule")]
-    assert len(said) == min(len(own), 10)
+    assert len(said) == min(len(own), 4)
     for row, reason in zip(found.rows, found.reasons, strict=True):
         for branch in own:
             if f"'{branch.text}'" in reason:
