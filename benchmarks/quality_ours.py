@@ -14,6 +14,9 @@ touched, boxed
 unseen_boxed, unseen_found
     Of the rows at or above the threshold by full scan that neither the training sample nor the
     labels hold: the share in the boxes; the share among all scored rows. NaN where there is none.
+loose_boxed, loose_found
+    The same of the rows with a score of at least .2: what is missed when the threshold is lowered
+    afterwards.
 bins, ece
     Unlabelled candidates in ten bins of the score: (rows, sum of scores, members) each; and the
     expected calibration error, the mean distance of score and share of members, by rows.
@@ -34,6 +37,7 @@ from clipbranches_widget.result import Result
 
 FULL_SCAN = "ours, full scan"
 N_BINS = 10
+LOOSE_SCORE = 0.2
 
 
 def ours(task: Task) -> Outcome:
@@ -61,7 +65,8 @@ def ours(task: Task) -> Outcome:
         "boxed": len(boxed) / n_rows,
         "n_boxes": float(len(model.boxes)),
         "noted": float(any("text" in note or "search" in note for note in result.notes)),
-        **_coverage(task, result, full_scores, boxed),
+        **_coverage("unseen", task, result, full_scores >= np.float32(model.threshold), boxed),
+        **_coverage("loose", task, result, full_scores >= np.float32(LOOSE_SCORE), boxed),
         **calibration(task, pool.rows, pool.scores),
     }
     everything = np.arange(n_rows)
@@ -72,21 +77,25 @@ def ours(task: Task) -> Outcome:
 
 
 def _coverage(
-    task: Task, result: Result, full_scores: NDArray[np.float32], boxed: NDArray[np.int64]
+    name: str,
+    task: Task,
+    result: Result,
+    wanted: NDArray[np.bool_],
+    boxed: NDArray[np.int64],
 ) -> Figures:
-    """Count the teacher's positives that training never saw, and what held them."""
+    """Count the wanted rows that training never saw, and what held them."""
     if result.model is None or result.pool is None:
         return {}
-    unseen = full_scores >= np.float32(result.model.threshold)
+    unseen = wanted.copy()
     unseen[result.model.sample.rows] = False
     unseen[task.labels.rows] = False
     n_unseen = int(unseen.sum())
     if not n_unseen:
-        return {"unseen_boxed": float("nan"), "unseen_found": float("nan"), "n_unseen": 0.0}
+        return {f"{name}_boxed": float("nan"), f"{name}_found": float("nan"), f"n_{name}": 0.0}
     return {
-        "unseen_boxed": float(unseen[boxed].sum()) / n_unseen,
-        "unseen_found": float(unseen[result.pool.rows].sum()) / n_unseen,
-        "n_unseen": float(n_unseen),
+        f"{name}_boxed": float(unseen[boxed].sum()) / n_unseen,
+        f"{name}_found": float(unseen[result.pool.rows].sum()) / n_unseen,
+        f"n_{name}": float(n_unseen),
     }
 
 

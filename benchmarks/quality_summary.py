@@ -40,9 +40,9 @@ def mean_known(values: Sequence[float]) -> float:
 def cells(entries: Iterable[Entry]) -> list[Cell]:
     """Gather entries by collection, users, method and round: means, spreads, every concept's AP.
 
-    Of all concepts together, every row weighing the same: ``ece_pooled``, ``unseen_boxed_pooled``,
-    ``unseen_found_pooled``. ``page_worse`` is the share of concepts whose first page is worse than
-    the text's, ``page_worse_silently`` that where the result does not say anything about it.
+    Of all concepts together, every row weighing the same: ``ece_pooled``, ``unseen_boxed_pooled``
+    and the like. ``page_worse`` is the share of concepts whose first page is worse than the
+    text's, ``page_worse_silently`` that where the result does not say anything about it.
     """
     groups: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -51,6 +51,7 @@ def cells(entries: Iterable[Entry]) -> list[Cell]:
     for key, group in groups.items():
         figures = [name for name in group[0] if name not in NOT_FIGURES]
         cell: Cell = dict(zip(ABOUT, key, strict=True)) | {"n_concepts": len(group)}
+        cell["n_ap"] = int(sum(np.isfinite(entry["ap"]) for entry in group))
         columns = {
             name: [float(entry.get(name, float("nan"))) for entry in group] for name in figures
         }
@@ -63,11 +64,14 @@ def cells(entries: Iterable[Entry]) -> list[Cell]:
         if "noted" in columns:
             silent = worse & (np.array(columns["noted"]) == 0)
             cell["mean"]["page_worse_silently"] = float(silent.mean())
-        if "n_unseen" in columns:
-            n_unseen = np.array(columns["n_unseen"])
-            for name in ("unseen_boxed", "unseen_found"):
-                held = np.nansum(np.array(columns[name]) * n_unseen)
-                cell["mean"][f"{name}_pooled"] = float(held / n_unseen.sum()) if held else np.nan
+        for which in ("unseen", "loose"):
+            if f"n_{which}" not in columns:
+                continue
+            weights = np.array(columns[f"n_{which}"])
+            for name in (f"{which}_boxed", f"{which}_found"):
+                held = np.nansum(np.array(columns[name]) * weights)
+                share = float(held / weights.sum()) if weights.sum() else float("nan")
+                cell["mean"][f"{name}_pooled"] = share
         if "bins" in group[0]:
             table = np.sum([entry["bins"] for entry in group], axis=0)
             cell["mean"]["ece_pooled"] = expected_error(table)

@@ -9,9 +9,10 @@ first three members in the text's ranking, and nothing else.
 The figures of a round; labelled rows are left out unless said otherwise:
 
 ap
-    Average precision of the ranking. Rows of the same score are ranked by the text, which favours
-    methods with coarse scores. A method that shows more members early leaves fewer and harder
-    ones, so this compares methods fairly with the same labels only.
+    Average precision of the ranking; NaN with fewer than 5 members left. Rows of the same score
+    are ranked by the text, which favours methods with coarse scores. A method that shows more
+    members early leaves fewer and harder ones, so this compares methods fairly with the same
+    labels only.
 ap_all, recall_at_r
     Over all rows: those labelled yes first, those labelled no last. R is the number of members.
 page, text_page
@@ -34,6 +35,7 @@ from quality_data import Collection, Concept
 from clipbranches_widget.labels import LabelSet
 
 N_PAGE = 60
+MIN_MEMBERS = 5
 N_BACKGROUND = 2_000
 
 Figures = dict[str, Any]
@@ -175,7 +177,7 @@ class User:
         text_hits = self.truth[self.by_text[: N_PAGE + len(labels)]]
         text_hits = text_hits[is_open[self.by_text[: N_PAGE + len(labels)]]]
         found = {
-            "ap": average_precision(hits),
+            "ap": average_precision(hits, at_least=MIN_MEMBERS),
             "ap_all": average_precision(whole),
             "recall_at_r": float(whole[:n_members].mean()),
             "page": float(hits[:N_PAGE].mean()),
@@ -192,10 +194,10 @@ class User:
         return found | outcome.facts
 
 
-def average_precision(hits: NDArray[np.bool_]) -> float:
-    """Return the mean precision at each hit of a ranking; NaN without hits."""
+def average_precision(hits: NDArray[np.bool_], *, at_least: int = 1) -> float:
+    """Return the mean precision at each hit of a ranking; NaN with fewer hits than `at_least`."""
     places = np.flatnonzero(hits)
-    if not len(places):
+    if len(places) < at_least:
         return float("nan")
     return float((np.arange(1, len(places) + 1) / (places + 1)).mean())
 

@@ -11,7 +11,12 @@ Rows labelled before are known, belong to no stratum and are never asked again.
 `Audit.report` turns labels of the proposed rows into intervals: for precision Blaker's, for recall
 and the number of matches the melded one (`clipbranches_widget.intervals`). They assume nothing
 about where matches are, only that labels are right. So a large catalog keeps recall uncertain:
-with n labels and no match among them, the far rows may still hold 3.7 / n of them.
+with n labels and no match among them, up to a share 3.7 / n of the far rows may be matches.
+
+Measured (benchmarks/audit.py: 13 simulated catalogs, 20, 60 and 200 labels, 300 audits each): the
+95 % intervals hold the truth in at least 93 % of each 300 audits and in 98 % of all. With 60 labels
+their mean width is .1 to .4 for precision; for recall .85 to .97 in catalogs of 5,000 to 100,000
+rows where few matches are missed, .4 to .7 where many are; for recall nearby .5 to .6.
 """
 
 from __future__ import annotations

@@ -56,6 +56,12 @@ def round_notes(
         notes.append(
             f"{len(wanted) - found:,} more rows are above the threshold, but in none of the boxes"
         )
+    over_query = model.teacher.over_query
+    if over_query is not None and over_query < 0:
+        notes.append(
+            "judged by your labels, held out, the query alone tells yes from no better than what "
+            "was learned: look at the search's own ranking too, or label more"
+        )
     if threshold < model.threshold:
         notes.append(
             f"the threshold {threshold:g} is below {model.threshold:g}, which the boxes were "

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.int64]
 
-BRANCH_SHARE, LIKELY_SHARE = 0.1, 0.7
+BRANCH_SHARE, LIKELY_SHARE = 0.15, 0.7
 """Of the suggestions, at most (but one branch); the others are on the boundary."""
 
-LIKELY_POWER = 4
+LIKELY_POWER = 8
 """A likely match is worth this power of its score: the score comes first, being different next."""
 
 N_SHORTLIST_TIMES = 40

@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 POSITIVE_MASS = 1.0
 NEGATIVE_MASS = 1.0
-BACKGROUND_ROW_MASS = 0.005
+BACKGROUND_ROW_MASS = 0.015
 """Of each sampled row, so that a small catalog's background does not outweigh its labels."""
 
-QUERY_FEATURE_SCALES = (0.1, 0.3)
+QUERY_FEATURE_SCALES = (0.0, 0.3)
 """Standard deviation of the feature that is the similarity to the query, least and most: how
 readily the labels turn the query's own ranking up or down."""
 QUERY_HITS = (0.25, 0.55)
 """Share of yes among the half of the labelled rows that the query likes best: at the first, and
 below, the query is trusted least; at the second, and above, most."""
 
-REGULARISATION_C = 50.0
+REGULARISATION_C = 100.0
 DECISION_LOGIT = -1.0
 """Above it a sampled row is a likely positive: labelled positives are the easiest ones, so 0 is
 too strict."""
@@ -55,12 +55,17 @@ class Teacher:
     score_slope, score_shift : float
         ``score = sigmoid(score_slope * logit + score_shift)``: how likely a yes, calibrated on
         labels that the fit did not see; slope above 0.
+    over_query : float or None
+        How much better than the query alone the labels tell yes from no when held out: the
+        difference of the areas under the ROC curve, -1 to 1; None without a query or with fewer
+        than three labels of a kind.
     """
 
     direction: NDArray[np.float32]
     offset: float
     score_slope: float = 1.0
     score_shift: float = DEFAULT_SCORE_SHIFT
+    over_query: float | None = None
 
     def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of (n, dim) embeddings: (n,) float32.
@@ -94,6 +99,7 @@ class Teacher:
             "offset": self.offset,
             "score_slope": self.score_slope,
             "score_shift": self.score_shift,
+            "over_query": self.over_query,
         }
 
     @classmethod
@@ -102,10 +108,16 @@ class Teacher:
         direction = np.array(value["direction"], dtype=np.float32)
         if direction.ndim != 1 or not np.isfinite(direction).all():
             raise ValueError("expected a direction of finite numbers")
-        numbers = [float(value[name]) for name in ("offset", "score_slope", "score_shift")]
-        if not all(map(math.isfinite, numbers)) or numbers[1] <= 0:
+        names = ("offset", "score_slope", "score_shift")
+        offset, slope, shift = (float(value[name]) for name in names)
+        if not all(map(math.isfinite, (offset, slope, shift))) or slope <= 0:
             raise ValueError("expected a finite offset, slope and shift, the slope above 0")
-        return cls(direction, *numbers)
+        over_query = value["over_query"]
+        if over_query is not None and not -1 <= float(over_query) <= 1:
+            raise ValueError("expected over_query between -1 and 1")
+        return cls(
+            direction, offset, slope, shift, None if over_query is None else float(over_query)
+        )
 
 
 def fit_teacher(
@@ -166,7 +178,11 @@ def fit_teacher(
     unseen_yes = np.concatenate([other.logits(positives[half::2]) for half, other in halves])
     unseen_no = np.concatenate([other.logits(negatives[half::2]) for half, other in halves])
     slope, shift = calibrate(unseen_yes, unseen_no)
-    return replace(teacher, score_slope=slope, score_shift=shift)
+    over_query = None
+    if query is not None:
+        by_query = _roc_area(positives @ query, negatives @ query)
+        over_query = _roc_area(unseen_yes, unseen_no) - by_query
+    return replace(teacher, score_slope=slope, score_shift=shift, over_query=over_query)
 
 
 def calibrate(yes: NDArray[np.float32], no: NDArray[np.float32]) -> tuple[float, float]:
@@ -232,6 +248,12 @@ class _QueryFeature:
             return None
         scale = deviation_wanted / deviation
         return cls((scale * query).astype(np.float32), -scale * float(similarities.mean()))
+
+
+def _roc_area(yes: NDArray[np.float32], no: NDArray[np.float32]) -> float:
+    """Return how often a yes has a larger value than a no, ties counting half."""
+    difference = np.sign(yes[:, None] - no[None, :])
+    return float(difference.mean() / 2 + 0.5)
 
 
 def _query_feature_scale(yes: NDArray[np.float32], no: NDArray[np.float32]) -> float:

@@ -286,7 +286,7 @@ N_AUDITS = 150
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_intervals_hold_the_truth(rng, scenario):
-    """150 audits of 40 rows each; fails by chance less than once in a million runs.
+    """150 audits of 40 rows each; each count fails by chance less than once in a million runs.
 
     If an interval holds the truth with probability .95, the number of audits where it does is at
     least Binomial(150, .95), whose 1e-6 quantile is 127: P(X <= 126) < 1e-6 < P(X <= 127).

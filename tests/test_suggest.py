@@ -70,7 +70,7 @@ def test_a_branch_without_labels_gets_its_best_row(clustered):
     assert own
     found = suggest(index, result, labels, n=40)
     said = [r for r in found.reasons if r.startswith("rule")]
-    assert len(said) == min(len(own), 4)
+    assert len(said) == min(len(own), 6)
     for row, reason in zip(found.rows, found.reasons, strict=True):
         for branch in own:
             if f"'{branch.text}'" in reason:
