@@ -128,7 +128,7 @@ def test_what_changes_nothing_is_no_event(session, path):
 
 def test_reopening_restores_rules_and_result(session, catalog, path):
     session.switch_off(1)
-    session.pin(2)
+    session.pin(0)
     again = Session.open(path, catalog)
     assert again.rules == session.rules
     assert np.array_equal(again.result.rows, session.result.rows)
