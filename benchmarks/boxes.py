@@ -22,7 +22,6 @@ import argparse
 import gc
 import os
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +208,8 @@ def main() -> None:
     options = arguments()
     record = Record(options.out)
     bandwidth = box_measure.memory_bandwidth()
-    record.data |= {"command": " ".join(sys.argv[1:]), "machine": box_measure.machine()}
+    asked = {"rows": options.rows, "columns": options.columns, "large": options.large}
+    record.data |= {"asked": asked, "machine": box_measure.machine()}
     record.data |= {"memory_bandwidth_gb_s": bandwidth, "catalogs": []}
     for n_columns in options.columns:
         for n_rows in options.rows:
