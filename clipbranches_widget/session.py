@@ -251,9 +251,13 @@ class Session(SessionAdvice):
                 digest="",
                 rules=start.rules,
             )
-            result = self._results.refine(
-                done, strategy=strategy, progress=progress, partial=partial, cancel=cancel
-            )
+            try:
+                result = self._results.refine(
+                    done, strategy=strategy, progress=progress, partial=partial, cancel=cancel
+                )
+            except Cancelled:
+                _ = self._state  # takes in, and tells, what other sessions did meanwhile
+                raise
         done = replace(done, n_rows=len(result), digest=digest(result.rows))
 
         def decide(state: SessionState) -> Decision:
