@@ -21,7 +21,6 @@ rows where few matches are missed, .4 to .7 where many are; for recall nearby .5
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -30,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.audit_report import AuditReport, Counted, report_on
+from clipbranches_widget.counts import whole_count
 from clipbranches_widget.errors import QueryError, RefineError
 from clipbranches_widget.intervals import Draw
 from clipbranches_widget.labels import LabelSet
@@ -134,7 +134,7 @@ class Audit:
             raise QueryError(f"expected one of {', '.join(names)}, got {only!r}")
         have = np.bincount(self.stratum_ids, minlength=len(self.strata)).tolist()
         open_ = [only in {None, name} for name in names]
-        rows, stratum_ids = _drawn(self, _allocated(self.strata, _count(n), have, open_))
+        rows, stratum_ids = _drawn(self, _allocated(self.strata, whole_count(n, "n"), have, open_))
         is_new = ~np.isin(rows, self.rows)
         return replace(
             self,
@@ -365,13 +365,3 @@ def _n_sampled(is_labelled: NDArray[np.bool_]) -> int:
     share = np.cumsum(is_labelled) / np.arange(1, len(is_labelled) + 1)
     ends = np.flatnonzero(is_labelled & (share >= MIN_LABELLED_SHARE))
     return int(ends[-1]) + 1 if len(ends) else 0
-
-
-def _count(n: int) -> int:
-    try:
-        count = operator.index(n)
-    except TypeError as error:
-        raise QueryError(f"expected n as a whole number, got {n!r}") from error
-    if count < 1:
-        raise QueryError(f"expected n >= 1, got {count}")
-    return count

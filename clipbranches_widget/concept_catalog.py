@@ -8,17 +8,16 @@ from numpy.typing import NDArray
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import ConceptError
-from clipbranches_widget.integrity import EMBEDDINGS_FILE
+from clipbranches_widget.integrity import identity
 from clipbranches_widget.session_file import CatalogId
 
 
 def catalog_id(catalog: Catalog) -> CatalogId:
-    """Name a catalog by the content of its first shard, which is there for ever.
+    """Name a catalog by its content.
 
     Its name is that of its folder, not the path, so that a file can be passed on.
     """
-    first = catalog.manifest.shards[0].pieces[EMBEDDINGS_FILE].checksum
-    return CatalogId(first, catalog.path.name, len(catalog))
+    return CatalogId(identity(catalog.manifest), catalog.path.name, len(catalog))
 
 
 def content_hashes(catalog: Catalog, rows: NDArray[np.int64]) -> dict[int, str]:

@@ -37,6 +37,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise CatalogCorruptError(f"{file}: {error}: {REBUILD}") from error
 
 
+def identity(manifest: Manifest) -> str:
+    """Return what names a catalog: the content of its first shard, which is there for ever."""
+    return manifest.shards[0].pieces[EMBEDDINGS_FILE].checksum
+
+
 def pieces(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, Piece]]:
     """Yield every file that the manifest lists, and what it says of it."""
     for name, piece in manifest.pieces.items():

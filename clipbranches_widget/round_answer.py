@@ -105,17 +105,12 @@ class Scored:
         rows, first = np.unique(np.concatenate(self._rows), return_index=True)
         return rows, np.concatenate(self._scores)[first]
 
-    def ranked(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the rows of the answer, best first, ties by row; labelled ones as labelled."""
-        candidates, scores = self.candidates()
-        asked = self._asked
-        positions, scores = ranked_at(candidates, scores, asked.labels, asked.threshold)
-        return candidates[positions], scores
-
     def so_far(self, clock: RoundClock) -> Result:
         """Return the answer as it stands: ranked, without branches, not complete."""
-        rows, scores = self.ranked()
         asked = self._asked
+        candidates, candidate_scores = self.candidates()
+        positions, scores = ranked_at(candidates, candidate_scores, asked.labels, asked.threshold)
+        rows = candidates[positions]
         return Result(
             catalog=self._index.catalog,
             kind="refine",
@@ -123,7 +118,7 @@ class Scored:
             scores=scores,
             margins=np.full(len(rows), np.nan, dtype=np.float32),
             branch_ids=np.full(len(rows), -1, dtype=np.int32),
-            n_touched=len(self.candidates()[0]),
+            n_touched=len(candidates),
             n_total=len(self._index.catalog),
             timings=clock.timings(),
             query_text=asked.query_text,

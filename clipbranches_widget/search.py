@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.catalog_index import open_vector_index
+from clipbranches_widget.counts import whole_count
 from clipbranches_widget.errors import QueryError
 from clipbranches_widget.images import read_image
 from clipbranches_widget.result import Result
@@ -59,7 +59,7 @@ def search(
         A bad vector, k < 1, or unknown rows in `exclude`.
     """
     started = time.perf_counter()
-    k = _count(k)
+    k = whole_count(k, "k")
     query = unit_query(vector, catalog.dim)
     excluded = np.unique(catalog.check_rows([] if exclude is None else exclude))
     n_wanted = k + len(excluded)
@@ -173,16 +173,6 @@ def _usable(catalog: Catalog, encoder: Encoder | None, kind: str) -> Encoder:
 
 def _unit(vector: ArrayLike, dim: int) -> NDArray[np.float32]:
     return unit_query(vector, dim).astype(np.float32)
-
-
-def _count(k: int) -> int:
-    try:
-        count = operator.index(k)
-    except TypeError as error:
-        raise QueryError(f"expected k as a whole number, got {k!r}") from error
-    if count < 1:
-        raise QueryError(f"expected k >= 1, got {count}")
-    return count
 
 
 def _notes(n_approximate: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.errors import SessionFileError
-from clipbranches_widget.integrity import EMBEDDINGS_FILE
+from clipbranches_widget.integrity import identity
 from clipbranches_widget.session_events import Action, Event
 from clipbranches_widget.session_file import CatalogId, Line, Position, SessionFile
 from clipbranches_widget.session_state import SessionState
@@ -210,9 +210,8 @@ def _check_fits(state: SessionState, catalog: Catalog) -> None:
 
 
 def _catalog_id(catalog: Catalog) -> CatalogId:
-    """Name a catalog by the content of its first shard, which is there for ever."""
-    first = catalog.manifest.shards[0].pieces[EMBEDDINGS_FILE].checksum
-    return CatalogId(first, str(catalog.path), len(catalog))
+    """Name a catalog by its content; its path is for people."""
+    return CatalogId(identity(catalog.manifest), str(catalog.path), len(catalog))
 
 
 def _new_path(catalog: Catalog) -> Path:

@@ -16,7 +16,6 @@ the hits of the search, or random rows.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.boxes import union_mask
-from clipbranches_widget.errors import QueryError
+from clipbranches_widget.counts import whole_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +110,7 @@ def suggest(
     QueryError
         n < 1.
     """
-    n = min(_count(n), len(index.catalog) - len(labels))
+    n = min(whole_count(n, "n"), len(index.catalog) - len(labels))
     chosen = _Chosen(index, labels)
     if result is not None and result.pool is not None and result.model is not None:
         _from_round(chosen, result, n)
@@ -247,13 +246,3 @@ def _log_odds(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     inside = np.clip(scores, MIN_SCORE, 1.0 - MIN_SCORE)
     odds: NDArray[np.float64] = np.log(inside / (1.0 - inside))
     return odds
-
-
-def _count(n: int) -> int:
-    try:
-        count = operator.index(n)
-    except TypeError as error:
-        raise QueryError(f"expected n as a whole number, got {n!r}") from error
-    if count < 1:
-        raise QueryError(f"expected n >= 1, got {count}")
-    return count

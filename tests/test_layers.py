@@ -22,6 +22,7 @@ LAYERS = [
         "session_file",
         "round_clock",
         "conditions",
+        "counts",
         "audit_report",
     },
     {"weights", "ranking", "trees", "vector_index", "column_model", "integrity", "array_build"},
