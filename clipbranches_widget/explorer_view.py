@@ -6,6 +6,7 @@ one page of rows and never image bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -123,17 +124,22 @@ def page_view(contents: Contents, place: Place) -> dict[str, Any]:
         "n_pages": max(1, -(-n_rows // PAGE_SIZE)),
         "n_rows": n_rows,
         "range": f"{first + 1:,}\u2013{first + len(rows):,} of {n_rows:,}" if rows else "0 of 0",
-        "query": shorten(contents.session.query_text),
         "headline": headline(contents, place),
         "notes": list(shown.notes) if shown is not None else [],
+        "branches": [shorten(each.text, MAX_RULE_CHARS) for each in shown.branches]
+        if shown
+        else [],
         "items": items,
     }
 
 
-def marks_view(contents: Contents, place: Place) -> dict[str, Any]:
-    """Return what a label changes: labels of the page's rows, counts, and what can be undone."""
+def marks_view(contents: Contents, place: Place, others: Sequence[int] = ()) -> dict[str, Any]:
+    """Return what a label changes: labels of the rows shown, counts, and what can be undone.
+
+    `others` are rows that are shown beside the page.
+    """
     session, labels = contents.session, contents.session.labels
-    rows = contents.page_rows(place)
+    rows = {*contents.page_rows(place), *others}
     return {
         "rows": {str(row): sign for row in rows if (sign := labels.get(row))},
         "n_yes": len(labels.positive),
@@ -143,22 +149,6 @@ def marks_view(contents: Contents, place: Place) -> dict[str, Any]:
         "can_undo": session.can_undo,
         "can_redo": session.can_redo,
     }
-
-
-def branch_view(result: Result | None) -> list[dict[str, Any]]:
-    """Return the rules of the latest round with their counts, in branch order."""
-    if result is None:
-        return []
-    return [
-        {
-            "id": branch.id,
-            "text": shorten(branch.text, MAX_RULE_CHARS),
-            "n_rows": branch.n_rows,
-            "n_yes": branch.n_positive,
-            "n_no": branch.n_negative,
-        }
-        for branch in result.branches
-    ]
 
 
 def headline(contents: Contents, place: Place) -> str:

@@ -15,12 +15,12 @@ from word_encoder import WordEncoder, build_catalog
 from clipbranches_widget import refine
 from clipbranches_widget.explorer import Explorer
 from clipbranches_widget.explorer_lanes import Lane
+from clipbranches_widget.explorer_rules import branch_view
 from clipbranches_widget.explorer_view import (
     MAX_CAPTION_CHARS,
     PAGE_SIZE,
     Contents,
     Place,
-    branch_view,
     marks_view,
     page_view,
 )
@@ -204,7 +204,7 @@ def test_a_new_explorer_shows_what_the_session_already_has(session, catalog, exp
     result = session.refine()
     explorer = explore(session)
     assert explorer.view["tab"] == "result"
-    assert explorer.view["query"] == "bird"
+    assert explorer.query["text"] == "bird"
     assert shown(explorer) == result.rows[:PAGE_SIZE].tolist()
     assert explorer.marks["n_yes"] == 3
     assert explorer.task["name"] == ""
@@ -216,12 +216,12 @@ def test_a_reopened_session_file_shows_labels_and_answer(session, catalog, explo
     result = session.refine()
     explorer = explore(Session(catalog, session.path))
     assert shown(explorer) == result.rows[:PAGE_SIZE].tolist()
-    assert (explorer.marks["n_yes"], explorer.view["query"]) == (3, "bird")
+    assert (explorer.marks["n_yes"], explorer.query["text"]) == (3, "bird")
 
 
 def test_searching_in_the_widget_is_a_search_of_the_session(session, explore):
     explorer = explore(session)
-    act(explorer, "search", text="fish")
+    act(explorer, "part", part="query", action="search", data={"text": "fish"})
     assert session.query_text == "fish"
     assert explorer.view["tab"] == "hits"
     assert shown(explorer) == session.hits.rows[:PAGE_SIZE].tolist()
@@ -230,38 +230,38 @@ def test_searching_in_the_widget_is_a_search_of_the_session(session, explore):
 
 def test_labels_go_both_ways(session, explore):
     explorer = explore(session)
-    act(explorer, "label", row=7, value=1)
-    act(explorer, "label", row=8, value=-1)
+    act(explorer, "label", rows=[7], value=1)
+    act(explorer, "label", rows=[8], value=-1)
     assert session.labels.to_dict() == {"positive": [7], "negative": [8]}
     assert explorer.marks["rows"] == {"7": 1, "8": -1}
     session.label(negative=[7])
     session.unlabel([8])
     settle(explorer)
     assert explorer.marks["rows"] == {"7": -1}
-    act(explorer, "label", row=7, value=0)
+    act(explorer, "label", rows=[7], value=0)
     assert len(session.labels) == 0
 
 
 def test_a_repeated_label_message_changes_nothing(session, explore):
     explorer = explore(session)
-    act(explorer, "label", row=7, value=1)
-    act(explorer, "label", row=7, value=1)
+    act(explorer, "label", rows=[7], value=1)
+    act(explorer, "label", rows=[7], value=1)
     assert len(session.history) == 1
 
 
 def test_a_label_sends_no_page(session, explore):
     explorer = explore(session)
     explorer.comm.sent.clear()
-    act(explorer, "label", row=7, value=1)
+    act(explorer, "label", rows=[7], value=1)
     assert [sorted(state) for state in explorer.comm.states()] == [["marks"]]
     assert explorer.comm.images() == {}
 
 
 def test_refine_undo_redo_in_the_widget(session, catalog, explore):
     explorer = explore(session)
-    act(explorer, "search", text="bird")
+    act(explorer, "part", part="query", action="search", data={"text": "bird"})
     for row in rows_of(catalog, "bird")[:4]:
-        act(explorer, "label", row=row, value=1)
+        act(explorer, "label", rows=[row], value=1)
     act(explorer, "refine")
     assert explorer.view["tab"] == "result"
     assert explorer.view["n_rows"] == len(session.result)
@@ -291,10 +291,10 @@ def test_paging_and_tabs(session, explore):
 
 def test_two_explorers_on_one_session_stay_in_step(session, explore):
     one, two = explore(session), explore(session)
-    act(one, "search", text="tree")
+    act(one, "part", part="query", action="search", data={"text": "tree"})
     act(one, "label", row=int(session.hits.rows[0]), value=1)
     settle(two)
-    assert two.view["query"] == "tree"
+    assert two.query["text"] == "tree"
     assert shown(two) == shown(one)
     assert two.marks == one.marks
 
@@ -304,7 +304,7 @@ def test_stale_is_told_after_a_label(session, catalog, explore):
     session.refine()
     explorer = explore(session)
     assert not explorer.marks["is_stale"]
-    act(explorer, "label", row=7, value=-1)
+    act(explorer, "label", rows=[7], value=-1)
     assert explorer.marks["is_stale"]
 
 
@@ -331,7 +331,7 @@ def test_a_mounted_view_gets_the_images_it_lacks(picture_catalog, tmp_path, expl
     explorer = explore(Session(picture_catalog, tmp_path / "s.jsonl"))
     explorer.comm.sent.clear()
     act(explorer, "ready", rows=[3, 4, 128])
-    assert list(explorer.comm.images()) == [3, 4]
+    assert list(explorer.comm.images()) == [3, 4, 128]
 
 
 # -- trouble --------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_a_mounted_view_gets_the_images_it_lacks(picture_catalog, tmp_path, expl
 
 def test_an_expected_error_is_shown_as_it_is(catalog, tmp_path, explore):
     explorer = explore(Session(catalog, tmp_path / "s.jsonl"))
-    act(explorer, "search", text="bird")
+    act(explorer, "part", part="query", action="search", data={"text": "bird"})
     assert explorer.notice["kind"] == "error"
     assert "no text search" in explorer.notice["text"] or "encoder" in explorer.notice["text"]
     assert explorer.task["name"] == ""
@@ -347,7 +347,7 @@ def test_an_expected_error_is_shown_as_it_is(catalog, tmp_path, explore):
 
 def test_a_row_that_is_not_there_is_told(session, explore):
     explorer = explore(session)
-    act(explorer, "label", row=N_ROWS, value=1)
+    act(explorer, "label", rows=[N_ROWS], value=1)
     assert "expected row ids from 0 to 899" in explorer.notice["text"]
     assert len(session.labels) == 0
 
@@ -360,7 +360,7 @@ def test_a_malformed_message_is_logged_and_shown(session, explore, caplog, data)
     assert explorer.notice["kind"] == "error"
     assert explorer.notice["text"].startswith("Unexpected ")
     assert "_label" in caplog.text
-    act(explorer, "label", row=1, value=1)
+    act(explorer, "label", rows=[1], value=1)
     assert session.labels.get(1) == 1
 
 
@@ -412,12 +412,12 @@ def test_the_best_page_is_shown_before_the_round_is_complete(session, catalog, e
     send(explorer, "refine")
     wait_for(lambda: explorer.view.get("tab") == "result")
     assert "so far" in explorer.view["headline"]
-    assert explorer.branches == []
+    assert explorer.view["branches"] == []
     early = shown(explorer)
     held_trees.set()
     settle(explorer)
     assert "so far" not in explorer.view["headline"]
-    assert explorer.branches
+    assert explorer.view["branches"]
     assert shown(explorer)[: len(early)] == early[: len(shown(explorer))]
 
 
@@ -425,7 +425,7 @@ def test_cancel_does_not_wait_for_the_trees_and_takes_the_early_page_back(
     session, catalog, explore, held_trees
 ):
     explorer = explore(session)
-    act(explorer, "search", text="bird")
+    act(explorer, "part", part="query", action="search", data={"text": "bird"})
     act(explorer, "label", row=rows_of(catalog, "bird")[0], value=1)
     before = shown(explorer)
     send(explorer, "refine")
@@ -443,7 +443,13 @@ def test_of_many_searches_in_a_row_the_last_wins(session, explore):
     gate = threading.Event()
     explorer._work.post(gate.wait)
     for text in ("bird", "fish", "tree"):
-        content = {"method": "custom", "content": {"event": "search", "data": {"text": text}}}
+        content = {
+            "method": "custom",
+            "content": {
+                "event": "part",
+                "data": {"part": "query", "action": "search", "data": {"text": text}},
+            },
+        }
         explorer._handle_msg({"content": {"data": content}, "buffers": []})
     gate.set()
     settle(explorer)
@@ -454,7 +460,7 @@ def test_of_many_searches_in_a_row_the_last_wins(session, explore):
 def test_a_closed_explorer_ignores_messages_and_the_session(session, explore):
     explorer = explore(session)
     explorer.close()
-    explorer.vue_label({"row": 1, "value": 1})
+    explorer.vue_label({"rows": [1], "value": 1})
     session.label(positive=[2])
     settle(explorer)
     assert session.labels.to_dict() == {"positive": [2], "negative": []}

@@ -51,6 +51,8 @@ LAYERS = [
     {"session_advice"},
     {"session"},
     {"explorer_view"},
+    {"explorer_part"},
+    {"explorer_query", "explorer_rules"},
     {"explorer", "cli"},
     {"__init__"},
 ]

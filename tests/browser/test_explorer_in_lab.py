@@ -98,8 +98,9 @@ def test_search_label_refine_and_the_next_cell_agrees(nb, artifacts):
     assert nb.rows_shown(explorer) == kernel_json(nb, "session.result.rows[:60].tolist()")
     assert explorer.get_by_role("button", name="All matches").get_attribute("aria-pressed")
     nb.wait_painted(explorer)
-    explorer.locator("summary").click()
+    explorer.get_by_role("button", name="Rules").click()
     rules = explorer.locator(".cbw-rules li")
+    rules.first.wait_for()
     assert rules.count() == kernel_json(nb, "len(session.result.branches)")
     assert rules.first.locator(".cbw-rule-text").inner_text() == kernel_json(
         nb, "session.result.branches[0].text"
@@ -207,7 +208,7 @@ def test_hostile_captions_are_text(nb):
 
 def test_an_error_is_shown_and_dismissed(nb):
     explorer = nb.explorer()
-    nb.run_cell("explorer.vue_label({'row': 10**6, 'value': 1})")
+    nb.run_cell("explorer.vue_label({'rows': [10**6], 'value': 1})")
     alert = explorer.get_by_role("alert")
     alert.wait_for()
     assert "expected row ids from 0 to 899" in alert.inner_text()
