@@ -109,6 +109,7 @@ class Explorer(VuetifyTemplate):
         self._cancel = threading.Event()
         self._place = Place(tab="")
         self._contents: Contents | None = None
+        self._followed: tuple[Result | None, Result | None] = (None, None)
         self._parts = {part.name: part(self) for part in PARTS}
         self._n_notices = 0
         self._was_mounted = False
@@ -190,7 +191,7 @@ class Explorer(VuetifyTemplate):
     def contents(self) -> Contents:
         """The latest reading of the session."""
         if self._contents is None:
-            self._contents = Contents.of(self.session)
+            self._contents = self._adjusted(Contents.of(self.session))
         return self._contents
 
     @property
@@ -211,6 +212,11 @@ class Explorer(VuetifyTemplate):
         with self.hold_sync():
             self.view = page_view(self.contents, self._place)
             self.update()
+
+    def refresh(self, tab: str | None = None) -> None:
+        """Read the session anew, let parts adjust it, and show the place, or another tab."""
+        self._contents = self._adjusted(Contents.of(self.session))
+        self.show(self._place if tab is None else Place(tab))
 
     def update(self, *parts: Part) -> None:
         """Show the present state of some parts; without any, of all."""
@@ -303,12 +309,15 @@ class Explorer(VuetifyTemplate):
 
     def _refresh(self) -> None:
         """Read the session anew; a new search or round is shown, anything else keeps the page."""
-        before, self._contents = self._contents, Contents.of(self.session)
-        same = before is not None and (before.hits, before.result) == (
-            self._contents.hits,
-            self._contents.result,
-        )
-        self.show(self._place if same else Place(self._contents.best_tab()))
+        hits, result = self.session.hits, self.session.result
+        is_same = self._contents is not None and (hits, result) == self._followed
+        self._followed = hits, result
+        self.refresh(None if is_same else "")
+
+    def _adjusted(self, contents: Contents) -> Contents:
+        for part in self._parts.values():
+            contents = part.adjust(contents)
+        return contents
 
     def _show_so_far(self, result: Result, n_before: int) -> None:
         """Show the answer of a running round as it stands; only the first one changes the tab."""

@@ -38,6 +38,9 @@ class Host(Protocol):
     def show(self, place: Place) -> None:
         """Show another tab or page."""
 
+    def refresh(self, tab: str | None = None) -> None:
+        """Read the session anew, let parts adjust it, and show the place, or another tab."""
+
     def update(self, *parts: Part) -> None:
         """Show the present state of some parts; without any, of all."""
 
@@ -79,6 +82,14 @@ class Part:
     def state(self) -> dict[str, Any]:
         """Return what it shows; asked for after every change of the session while it is shown."""
         return {}
+
+    def adjust(self, contents: Contents) -> Contents:
+        """Return what the pages show instead of `contents`: a part of it, or more tabs.
+
+        The Explorer asks every part, open or not, in the order of its list, after each reading
+        of the session and whenever a part calls `Host.refresh`.
+        """
+        return contents
 
     def rows(self) -> list[int]:
         """Return the rows that `state` shows, whose labels the browser needs."""
