@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.catalog_index import CatalogIndex
-from clipbranches_widget.distil import choose_boxes, draw_sample, random_rows
+from clipbranches_widget.distil import Sample, choose_boxes, draw_sample, random_rows
 from clipbranches_widget.errors import RefineError
 from clipbranches_widget.round_answer import Asked, Partial, answer, first_page
 from clipbranches_widget.round_clock import Progress, RoundClock, run_until
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 DEFAULT_THRESHOLD = 0.3
 N_BACKGROUND = 2_000
 N_NEAR_QUERY = 10
-MIN_NEAREST, MAX_NEAREST = 1_000, 5_000
+MIN_NEAREST, MAX_NEAREST = 2_000, 5_000
 
 
 def refine(
@@ -126,6 +126,36 @@ def refine(
     return run_until(cancel, run)
 
 
+def answer_again(
+    index: CatalogIndex,
+    model: RoundModel,
+    *,
+    labels: LabelSet,
+    query_text: str = "",
+    seed: int = 0,
+    off: Sequence[LeafBox] = (),
+    pinned: Sequence[LeafBox] = (),
+) -> Result:
+    """Answer with what a round has learned, under other rules: the very answer of `refine`.
+
+    Teacher, sample and trees do not depend on the rules, so nothing is learned anew.
+
+    Parameters
+    ----------
+    index, labels, query_text, seed
+        Those of the round.
+    model : RoundModel
+        Of the round's result, whatever its rules were.
+    off, pinned
+        As for `refine`, also in what it raises.
+    """
+    clock = RoundClock()
+    asked = Asked(labels, query_text, model.threshold, seed, *_checked_rules(index, off, pinned))
+    clock.stage("boxes", 0.0)
+    chosen = _choose(index, model.teacher, model.forest, model.sample, asked)
+    return answer(index, chosen, first_page(index, model.teacher, asked), asked, clock)
+
+
 def warm_up() -> None:
     """Fit a teacher and a forest on two rows, so that the first round need not load libraries."""
     rows = np.eye(2, dtype=np.float32)
@@ -191,6 +221,14 @@ def _imitate(
     booster = fit_forest(codes, sample.target, sample.weights(), seed=asked.seed)
     forest = TreeEnsemble.from_booster(booster)
     stage("boxes", 0.7)
+    return _choose(index, teacher, forest, sample, asked)
+
+
+def _choose(
+    index: CatalogIndex, teacher: Teacher, forest: TreeEnsemble, sample: Sample, asked: Asked
+) -> RoundModel:
+    """Choose the boxes to read; only this part of a model depends on the rules."""
+    limit_logit = teacher.logit_of(asked.threshold)
     boxes, listed = asked.under_rules(choose_boxes(forest, sample, len(index.catalog)))
     share = float((sample.logits[sample.is_random] > limit_logit).mean())
     n_nearest = int(np.clip(1.5 * share * len(index.catalog), MIN_NEAREST, MAX_NEAREST))
@@ -205,11 +243,11 @@ def _teach(
     query: NDArray[np.float32] | None,
     random_rows: NDArray[np.int64],
 ) -> Teacher:
-    """Fit the teacher on the labels and the query.
+    """Fit the teacher on the labels, the query and the images nearest to it.
 
-    Where nothing is labelled yes, the query stands in. Text and image vectors of CLIP lie apart
-    (the modality gap): as a positive example, a text vector would teach what text looks like. The
-    mean of the images nearest to it, those labelled no left out, does not.
+    Those labelled no are left out: where nothing is labelled yes, the mean of these images stands
+    in. Text and image vectors of CLIP lie apart (the modality gap): as a positive example, a text
+    vector would teach what text looks like.
     """
     if not len(labels.positive) and query is None:
         raise RefineError(
@@ -218,16 +256,16 @@ def _teach(
         )
     labelled = np.union1d(labels.positive, labels.negative)
     background = random_rows[~np.isin(random_rows, labelled)][:N_BACKGROUND]
-    query_image = None
-    if query is not None and not len(labels.positive):
+    query_images = None
+    if query is not None:
         near, _ = index.nearest(query, N_NEAR_QUERY + len(labels.negative))
         near = near[~np.isin(near, labels.negative)][:N_NEAR_QUERY]
         if len(near):
-            query_image = index.embeddings(near).mean(axis=0)
+            query_images = index.embeddings(near)
     return fit_teacher(
         positives=index.embeddings(labels.positive),
         negatives=index.embeddings(labels.negative),
         background=index.embeddings(background),
         query=query,
-        query_image=query_image,
+        query_images=query_images,
     )

@@ -2,8 +2,9 @@
 
 A logistic regression on the labelled rows, with a sample of the catalog as weak negatives and
 the similarity to the query as a feature; where nothing is labelled yes, the query's nearest
-images stand in. It ranks the answer, and the trees learn to imitate it (distillation): trees
-trained on thirty labels alone give poor, wide boxes. Its scores are calibrated on labels held out.
+images stand in. The more labels, the less it is regularised. It ranks the answer, and the trees
+learn to imitate it (distillation): trees trained on thirty labels alone give poor, wide boxes.
+Its scores are calibrated on labels held out.
 """
 
 from __future__ import annotations
@@ -17,18 +18,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 POSITIVE_MASS = 1.0
-NEGATIVE_MASS = 1.0
+FULL_NEGATIVE_MASS_AT, LEAST_NEGATIVE_MASS = 30, 0.3
+"""The labelled no have the mass of the yes from so many labels on, and less, in proportion, below:
+the first ones are the images nearest to the query, hardly unlike a yes."""
 BACKGROUND_ROW_MASS = 0.015
 """Of each sampled row, so that a small catalog's background does not outweigh its labels."""
 
-QUERY_FEATURE_SCALES = (0.0, 0.3)
+C_PER_LABEL = 2.5
+C_RANGE = (50.0, 300.0)
+C_WITHOUT_NO = 100.0
+"""Inverse regularisation, in proportion to the number of labels: as a fixed prior on the weights
+would have it, where each label is one observation. One value for all rounds is too much for the
+first, or too little for the last. Without a no there is less to overfit."""
+
+QUERY_FEATURE_SCALES = (0.05, 0.3)
 """Standard deviation of the feature that is the similarity to the query, least and most: how
 readily the labels turn the query's own ranking up or down."""
-QUERY_HITS = (0.25, 0.55)
-"""Share of yes among the half of the labelled rows that the query likes best: at the first, and
-below, the query is trusted least; at the second, and above, most."""
+QUERY_APART = (0.0, 0.06)
+"""How far apart from its nearest images the query lies (`_apart`): at the first, and below, it is
+one more example in their midst, which the images labelled yes say as well, and counts least; at
+the second, and above, it says what no image says, and counts most."""
 
-REGULARISATION_C = 100.0
 DECISION_LOGIT = -1.0
 """Above it a sampled row is a likely positive: labelled positives are the easiest ones, so 0 is
 too strict."""
@@ -126,29 +136,30 @@ def fit_teacher(
     negatives: NDArray[np.float32],
     background: NDArray[np.float32],
     query: NDArray[np.float32] | None = None,
-    query_image: NDArray[np.float32] | None = None,
+    query_images: NDArray[np.float32] | None = None,
 ) -> Teacher:
     """Fit the teacher, again without the background rows it takes for positives, and calibrate.
 
     Parameters
     ----------
     positives, negatives : (p, dim), (q, dim) float32
-        Embeddings of labelled rows; either may be empty, not both `positives` and `query_image`.
+        Embeddings of labelled rows; either may be empty, not both `positives` and `query_images`.
     background : (b, dim) float32
         Embeddings of sampled rows without labels: weak negatives. Those that the first fit
         scores above the decision are likely positives, and never used as negatives.
     query : (dim,) float32, optional
-        The query's embedding: the similarity to it is one more feature. The better the query
-        tells the labelled yes from the no, the more it counts.
-    query_image : (dim,) float32, optional
-        What the query looks like as an image embedding: the positive where none is labelled.
+        The query's embedding: the similarity to it is one more feature. It counts more where the
+        query lies apart from the images, as texts do in CLIP (the modality gap).
+    query_images : (k, dim) float32, optional
+        The images nearest to the query, k >= 1: their mean is the positive where none is
+        labelled, and they tell how far apart the query lies. Without them, it does.
     """
     prior = None
     if query is not None:
-        scale = _query_feature_scale(positives @ query, negatives @ query)
-        prior = _QueryFeature.on(background, query, scale)
-    if not len(positives) and query_image is not None:
-        positives = query_image[None, :]
+        prior = _QueryFeature.on(background, query, _query_feature_scale(query, query_images))
+    if not len(positives) and query_images is not None:
+        positives = query_images.mean(axis=0, keepdims=True)
+    negative_mass, inverse_regularisation = _strengths(len(positives), len(negatives))
 
     def fit(
         yes: NDArray[np.float32], no: NDArray[np.float32], unlabelled: NDArray[np.float32]
@@ -156,10 +167,11 @@ def fit_teacher(
         return _fit(
             [
                 (yes, POSITIVE_MASS, True),
-                (no, NEGATIVE_MASS, False),
+                (no, negative_mass, False),
                 (unlabelled, BACKGROUND_ROW_MASS * len(unlabelled), False),
             ],
             prior,
+            inverse_regularisation,
         )
 
     unlikely = background
@@ -256,18 +268,37 @@ def _roc_area(yes: NDArray[np.float32], no: NDArray[np.float32]) -> float:
     return float(difference.mean() / 2 + 0.5)
 
 
-def _query_feature_scale(yes: NDArray[np.float32], no: NDArray[np.float32]) -> float:
-    """Return how much the query is to count, from its similarities to the labelled rows."""
-    hits = 0.5
-    if len(yes) and len(no):
-        is_yes = np.repeat([True, False], [len(yes), len(no)])
-        best_first = np.argsort(-np.concatenate([yes, no]), kind="stable")
-        hits = float(is_yes[best_first[: max(1, len(is_yes) // 2)]].mean())
-    return float(np.interp(hits, QUERY_HITS, QUERY_FEATURE_SCALES))
+def _strengths(n_yes: int, n_no: int) -> tuple[float, float]:
+    """Return the mass of the labelled no and the inverse regularisation for so many labels."""
+    n_labels = n_yes + n_no
+    negative_mass = float(np.clip(n_labels / FULL_NEGATIVE_MASS_AT, LEAST_NEGATIVE_MASS, 1.0))
+    if not n_no:
+        return negative_mass, C_WITHOUT_NO
+    return negative_mass, float(np.clip(C_PER_LABEL * n_labels, *C_RANGE))
+
+
+def _query_feature_scale(query: NDArray[np.float32], images: NDArray[np.float32] | None) -> float:
+    """Return how much the query is to count, from how far apart from the images it lies."""
+    apart = QUERY_APART[1] if images is None or len(images) < 2 else _apart(query, images)
+    return float(np.interp(apart, QUERY_APART, QUERY_FEATURE_SCALES))
+
+
+def _apart(query: NDArray[np.float32], images: NDArray[np.float32]) -> float:
+    """Return how much nearer its k >= 2 nearest images are to each other than to the query.
+
+    The difference of mean cosine similarities: below 0 for a query among them, such as an image,
+    above for one on the far side of a modality gap.
+    """
+    n_images = len(images)
+    similarities = images @ images.T
+    to_each_other = (similarities.sum() - np.trace(similarities)) / (n_images * (n_images - 1))
+    return float(to_each_other - (images @ query).mean())
 
 
 def _fit(
-    groups: list[tuple[NDArray[np.float32], float, bool]], prior: _QueryFeature | None
+    groups: list[tuple[NDArray[np.float32], float, bool]],
+    prior: _QueryFeature | None,
+    inverse_regularisation: float,
 ) -> Teacher:
     """Fit one logistic regression on (rows, mass, is positive); a group shares its mass equally."""
     from sklearn.linear_model import LogisticRegression
@@ -282,7 +313,7 @@ def _fit(
     features = rows
     if prior is not None:
         features = np.column_stack([rows, rows @ prior.slope + np.float32(prior.shift)])
-    model = LogisticRegression(C=REGULARISATION_C, max_iter=1000)
+    model = LogisticRegression(C=inverse_regularisation, max_iter=1000)
     with threadpool_limits(1):  # a few thousand rows: threads only wait for each other
         model.fit(features, target, sample_weight=weights)
     coefficients, offset = model.coef_[0], float(model.intercept_[0])

@@ -6,9 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from clipbranches_widget import teacher as teacher_module
 from clipbranches_widget.teacher import (
+    QUERY_APART,
     QUERY_FEATURE_SCALES,
     Teacher,
+    _apart,
     _query_feature_scale,
     calibrate,
     fit_teacher,
@@ -44,12 +47,109 @@ def test_calibrated_scores_read_as_how_likely_a_yes(rng):
         assert is_yes[inside].mean() == pytest.approx(scores[inside].mean(), abs=0.1)
 
 
-def test_the_query_counts_as_far_as_it_tells_yes_from_no():
+def unit(vector):
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def lean(teacher, query):
+    """Return how far a teacher turns to the query: their cosine."""
+    return float(unit(teacher.direction) @ query)
+
+
+def test_how_far_apart_the_query_lies(rng):
+    images = rows(rng, 10, towards=4 * np.eye(16)[0])
+    among, beyond = unit(images.mean(axis=0)), np.eye(16, dtype=np.float32)[1]
+    pairs = [images[i] @ images[j] for i in range(10) for j in range(10) if i != j]
+    assert _apart(beyond, images) == pytest.approx(
+        np.mean(pairs) - (images @ beyond).mean(), abs=1e-5
+    )
+    assert _apart(among, images) < QUERY_APART[0]
+    assert _apart(beyond, images) > QUERY_APART[1]
+
+
+def test_the_query_counts_most_where_it_lies_apart(rng):
     least, most = QUERY_FEATURE_SCALES
-    good, bad = np.float32([0.9, 0.8, 0.7]), np.float32([0.3, 0.2, 0.1])
-    assert _query_feature_scale(good, bad) == most
-    assert _query_feature_scale(bad, good) == least
-    assert least < _query_feature_scale(good[:1], bad[:0]) < most
+    images = rows(rng, 10, towards=4 * np.eye(16)[0])
+    among, beyond = unit(images.mean(axis=0)), np.eye(16, dtype=np.float32)[1]
+    assert _query_feature_scale(among, images) == pytest.approx(least)
+    assert _query_feature_scale(beyond, images) == pytest.approx(most)
+    assert _query_feature_scale(among, None) == pytest.approx(most)
+    assert _query_feature_scale(among, images[:1]) == pytest.approx(most)
+
+
+def test_behind_a_modality_gap_the_ranking_turns_more_to_the_query(rng):
+    labels = {
+        "positives": rows(rng, 6, towards=np.eye(16)[0]),
+        "negatives": rows(rng, 6),
+        "background": rows(rng, 500),
+    }
+    query = np.eye(16, dtype=np.float32)[1]
+    among = rows(rng, 10, towards=4 * query)
+    apart = rows(rng, 10, towards=6 * np.eye(16)[2])
+    leans = [
+        lean(fit_teacher(**labels, query=query, query_images=images), query)
+        for images in (among, apart)
+    ]
+    assert leans[1] > leans[0] + 0.1
+
+
+def test_the_same_labels_again_and_again_are_regularised_less(rng):
+    """Nothing is learned from repeats but how sure to be."""
+    positives, negatives = rows(rng, 15, 2 * np.eye(16)[0]), rows(rng, 15)
+    background = rows(rng, 500)
+    once, thrice = (
+        fit_teacher(
+            positives=np.tile(positives, (n, 1)),
+            negatives=np.tile(negatives, (n, 1)),
+            background=background,
+        )
+        for n in (1, 3)
+    )
+    assert np.linalg.norm(thrice.direction) > 1.25 * np.linalg.norm(once.direction)
+    assert unit(thrice.direction) @ unit(once.direction) > 0.9
+
+
+def test_the_first_no_count_less_than_later_ones(rng):
+    """As many yes as no on the same image: the logit is that of the masses."""
+    image, background = rows(rng, 1, 4 * np.eye(16)[0]), rows(rng, 500, -2 * np.eye(16)[0])
+    few, many = (
+        fit_teacher(
+            positives=np.tile(image, (n, 1)),
+            negatives=np.tile(image, (n, 1)),
+            background=background,
+        ).logits(image)[0]
+        for n in (3, 40)
+    )
+    assert few > many + 0.3
+    assert many == pytest.approx(0, abs=0.2)
+
+
+def test_without_a_yes_the_images_of_the_query_stand_in(rng):
+    images, background = rows(rng, 10, 4 * np.eye(16)[0]), rows(rng, 500)
+    query = np.eye(16, dtype=np.float32)[1]
+    teacher = fit_teacher(
+        positives=images[:0],
+        negatives=rows(rng, 4),
+        background=background,
+        query=query,
+        query_images=images,
+    )
+    logits = teacher.logits(background)
+    assert teacher.logits(images).mean() > np.quantile(logits, 0.99)
+
+
+def test_likely_positives_of_the_background_are_never_negatives(rng, monkeypatch):
+    cluster = rows(rng, 60, 6 * np.eye(16)[0])
+    given = {
+        "positives": cluster[:10],
+        "negatives": rows(rng, 5),
+        "background": np.concatenate([rows(rng, 500), cluster[10:]]),
+    }
+    without_them = fit_teacher(**{**given, "background": given["background"][:500]})
+    teacher = fit_teacher(**given)
+    assert np.allclose(teacher.logits(cluster), without_them.logits(cluster), atol=0.3)
+    monkeypatch.setattr(teacher_module, "MAX_REFITS", 0)
+    assert teacher.logits(cluster).mean() > fit_teacher(**given).logits(cluster).mean() + 1
 
 
 def test_a_query_that_beats_the_labels_is_told(rng):
