@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from clipbranches_widget.branch import Branch
 from clipbranches_widget.errors import RefineError
 from clipbranches_widget.ranking import ranked_at
+from clipbranches_widget.result_export import ResultExport
 from clipbranches_widget.round_notes import round_notes
 
 if TYPE_CHECKING:
@@ -51,9 +52,16 @@ class Pool:
     box_ids: NDArray[np.int32]
     margins: Callable[[], NDArray[np.float32]] = field(repr=False)
 
+    def filtered(self, passing: NDArray[np.bool_]) -> Pool:
+        """Return the rows that pass a mask of the catalog's rows, (n,) bool."""
+        kept = passing[self.rows]
+        return Pool(
+            self.rows[kept], self.scores[kept], self.box_ids[kept], lambda: self.margins()[kept]
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Result:
+class Result(ResultExport):
     """Ranked rows of a catalog: best first, ties by row id.
 
     Attributes
@@ -100,6 +108,10 @@ class Result:
     is_complete : bool
         False for an answer shown while the round is still running: more rows follow, and
         margins and branches are not there yet.
+    unfiltered : Result or None
+        The answer before `filtered`; None where it was not.
+    passing : (n,) bool or None
+        The mask of `filtered`; None without.
     """
 
     catalog: Catalog = field(repr=False)
@@ -121,6 +133,8 @@ class Result:
     model: RoundModel | None = field(default=None, repr=False)
     labels: LabelSet | None = field(default=None, repr=False)
     is_complete: bool = True
+    unfiltered: Result | None = field(default=None, repr=False)
+    passing: NDArray[np.bool_] | None = field(default=None, repr=False)
 
     @classmethod
     def from_search(
@@ -176,6 +190,49 @@ class Result:
             branch_ids=self.branch_ids[index],
         )
 
+    def filtered(self, passing: NDArray[np.bool_]) -> Result:
+        """Return the answer without the rows that do not pass, labelled ones included.
+
+        What was learned stays: scores, margins, ranking and the branches with their counts, which
+        are of the whole catalog. `pool` holds only rows that pass; `at` and `preview` answer for
+        these. A note says how many rows pass.
+
+        Parameters
+        ----------
+        passing : (n,) bool
+            For each row of the catalog whether it passes; of a filtered answer, those pass that
+            passed before, too.
+
+        Raises
+        ------
+        RefineError
+            If it is no mask of the catalog's rows.
+        """
+        mask = np.asarray(passing)
+        if mask.dtype != bool or mask.shape != (self.n_total,):
+            raise RefineError(
+                f"expected one bool for each of the {self.n_total:,} rows of the catalog, got "
+                f"{mask.dtype} of shape {mask.shape}"
+            )
+        whole = self if self.unfiltered is None else self.unfiltered
+        if self.passing is not None:
+            mask = mask & self.passing
+        kept = mask[whole.rows]
+        rows, branch_ids = whole.rows[kept], whole.branch_ids[kept]
+        note = f"{len(rows):,} of the {len(whole):,} images of the answer match the filter"
+        return replace(
+            whole,
+            rows=rows,
+            scores=whole.scores[kept],
+            margins=whole.margins[kept],
+            branch_ids=branch_ids,
+            branches=_with_examples(whole.branches, rows, branch_ids),
+            notes=(*whole.notes, note),
+            pool=None if whole.pool is None else whole.pool.filtered(mask),
+            unfiltered=whole,
+            passing=mask,
+        )
+
     def at(self, threshold: float) -> Result:
         """Return the answer of the same round at another threshold, without learning anew.
 
@@ -198,6 +255,8 @@ class Result:
         RefineError
             If `threshold` is not in (0, 1), or this is a search or a round still running.
         """
+        if self.unfiltered is not None and self.passing is not None:
+            return self.unfiltered.at(threshold).filtered(self.passing)
         pool, model, labels = self._round()
         limit = _checked_threshold(threshold)
         positions, scores = ranked_at(pool.rows, pool.scores, labels, limit)
@@ -247,13 +306,13 @@ class Result:
         if thresholds is None:
             thresholds = sorted({*PREVIEW_THRESHOLDS, self.threshold})
         limits = [_checked_threshold(each) for each in thresholds]
-        chances = pool.scores[~np.isin(pool.rows, labels.rows)]
-        above = [chances[chances >= np.float32(limit)] for limit in limits]
-        n_rows = [len(each) + len(labels.positive) for each in above]
-        n_yes = [each.sum(dtype=np.float64) + len(labels.positive) for each in above]
+        chances = np.sort(pool.scores[~np.isin(pool.rows, labels.rows)])
+        first = np.searchsorted(chances, np.array(limits, dtype=np.float32))
+        sums_from = np.append(np.cumsum(chances[::-1], dtype=np.float64)[::-1], 0.0)
+        n_labelled = int(np.isin(pool.rows, labels.positive).sum())
         frame = pd.DataFrame({"threshold": np.array(limits, dtype=np.float64)})
-        frame["n_rows"] = np.array(n_rows, dtype=np.int64)
-        frame["expected_yes"] = np.array(n_yes, dtype=np.float64)
+        frame["n_rows"] = (len(chances) - first + n_labelled).astype(np.int64)
+        frame["expected_yes"] = sums_from[first] + n_labelled
         frame.insert(2, "expected_precision", frame["expected_yes"] / frame["n_rows"])
         return frame
 
@@ -343,11 +402,16 @@ def with_other_sources(
             branches.append(
                 Branch(len(branches), text, n_members, n_positive, n_negative=0, rows=members)
             )
+    return _with_examples(branches, rows, branch_ids), branch_ids
+
+
+def _with_examples(
+    branches: Sequence[Branch], rows: NDArray[np.int64], branch_ids: NDArray[np.int32]
+) -> tuple[Branch, ...]:
+    """Return branches with the best rows of an answer whose main branch each is."""
     best = [rows[np.flatnonzero(branch_ids == n)[:N_EXAMPLE_ROWS]] for n in range(len(branches))]
     examples = zip(branches, best, strict=True)
-    return tuple(
-        replace(one, example_rows=tuple(few.tolist())) for one, few in examples
-    ), branch_ids
+    return tuple(replace(one, example_rows=tuple(few.tolist())) for one, few in examples)
 
 
 def _checked_threshold(threshold: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,27 @@ from clipbranches_widget.catalog_index import open_vector_index
 from clipbranches_widget.counts import whole_count
 from clipbranches_widget.errors import QueryError
 from clipbranches_widget.images import read_image
+from clipbranches_widget.query_text import phrases_of, weighted_sum
 from clipbranches_widget.result import Result
-from clipbranches_widget.vector_index import n_candidates, ranked, unit_query
+from clipbranches_widget.vector_index import (
+    EXACT_BELOW,
+    VectorIndex,
+    exact_similarities,
+    n_candidates,
+    ranked,
+    unit_query,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from clipbranches_widget.encoder import Encoder
+
+_SPARE = 1.5
+_SCAN_PER_WANTED = 10
+"""Scanning so many rows costs what the vector index costs for each row that it is asked for."""
+
+N_NAMED_ROWS = 5
 
 
 def search(
@@ -29,6 +44,7 @@ def search(
     k: int,
     *,
     exclude: ArrayLike | None = None,
+    only: NDArray[np.bool_] | None = None,
     query_text: str = "",
 ) -> Result:
     """Return the `k` rows of a catalog most similar to a vector.
@@ -43,6 +59,9 @@ def search(
         How many, at least 1; more than there are gives all of them.
     exclude : (m,) int, optional
         Row ids that shall not be in the answer; k others are found.
+    only : (n,) bool, optional
+        Which rows of the catalog may be in the answer: the k nearest of these. They are scanned
+        where they are few; else the vector index is asked for as many more, again if need be.
     query_text
         What was asked, for people; goes into the result.
 
@@ -56,21 +75,30 @@ def search(
     Raises
     ------
     QueryError
-        A bad vector, k < 1, or unknown rows in `exclude`.
+        A bad vector, k < 1, unknown rows in `exclude`, or `only` of another length.
     """
     started = time.perf_counter()
     k = whole_count(k, "k")
     query = unit_query(vector, catalog.dim)
     excluded = np.unique(catalog.check_rows([] if exclude is None else exclude))
     n_wanted = k + len(excluded)
+    if only is not None and only.shape != (len(catalog),):
+        raise QueryError(f"expected a mask of {len(catalog)} rows, got {only.shape}")
     rows, similarities, n_touched, n_approximate = [], [], 0, 0
     for shard in catalog.shards:
         index = open_vector_index(catalog, shard)
-        local_rows, found = index.search(query, n_wanted)
+        if only is None:
+            local_rows, found = index.search(query, n_wanted)
+            exact = index.is_exact(n_wanted)
+            n_touched += shard.n_rows if exact else n_candidates(n_wanted, shard.n_rows)
+        else:
+            allowed = only[shard.first_row : shard.first_row + shard.n_rows]
+            local_rows, found, n_scored, exact = _search_among(
+                index, shard.embeddings, query, n_wanted, allowed
+            )
+            n_touched += n_scored
         rows.append(local_rows + shard.first_row)
         similarities.append(found)
-        exact = index.is_exact(n_wanted)
-        n_touched += shard.n_rows if exact else n_candidates(n_wanted, shard.n_rows)
         n_approximate += not exact
     all_rows, all_similarities = np.concatenate(rows), np.concatenate(similarities)
     if len(excluded):
@@ -95,7 +123,7 @@ def query_vector(
     text: str | None = None,
     image: str | Path | bytes | Image.Image | None = None,
     vector: ArrayLike | None = None,
-    row: int | None = None,
+    row: int | Iterable[int] | NDArray[np.integer] | None = None,
 ) -> tuple[NDArray[np.float32], str]:
     """Turn one query into a vector, and say what it is.
 
@@ -106,13 +134,15 @@ def query_vector(
     encoder
         The catalog's encoder; needed for `text` and `image` only.
     text
-        Encoded as given, without a prompt around it.
+        A phrase, encoded as given, without a prompt around it; or several with weights and a
+        minus, see `query_text`: the sum of their unit vectors.
     image
-        A file, its bytes or a PIL image.
+        A file, its bytes or a PIL image; one that was opened from a file is named after it.
     vector : (dim,) real
         A vector of the catalog's embedding space, of any length but zero.
     row
-        A row of the catalog: more like this.
+        A row of the catalog: more like this; or several: the mean of their unit vectors.
+        Together with `text`, both count the same: the sum of the two unit vectors.
 
     Returns
     -------
@@ -124,7 +154,8 @@ def query_vector(
     Raises
     ------
     QueryError
-        Not exactly one query, an empty text, a bad vector or row, or no encoder for it.
+        Not exactly one query, an empty text, a bad vector or row, no encoder for it, or phrases
+        or rows that cancel each other out.
     EncoderError
         The encoder is not the catalog's.
     ImageReadError
@@ -132,27 +163,84 @@ def query_vector(
     """
     given = {"text": text, "image": image, "vector": vector, "row": row}
     names = [name for name, value in given.items() if value is not None]
+    if names == ["text", "row"]:
+        assert text is not None and row is not None  # noqa: S101, PT018 - both are given
+        of_text, said = _text_vector(catalog, encoder, text)
+        of_rows, about = _rows_vector(catalog, row)
+        both = weighted_sum(np.stack([of_text, of_rows]), [1, 1], what=f"{said}, {about}")
+        return _unit(both, catalog.dim), f"{said}, {about}"
     if len(names) != 1:
         got = " and ".join(names) or "none"
-        raise QueryError(f"expected exactly one of text, image, vector and row, got {got}")
+        raise QueryError(
+            f"expected exactly one of text, image, vector and row, got {got}; "
+            "only text and row go together"
+        )
     if row is not None:
-        checked = catalog.check_rows(row)
-        if len(checked) != 1:
-            raise QueryError(f"expected one row id, got {len(checked)}")
-        caption = catalog.caption(int(checked[0]))
-        said = f"more like row {checked[0]}" + (f": {caption}" if caption else "")
-        return _unit(catalog.embeddings_of(checked)[0], catalog.dim), said
+        return _rows_vector(catalog, row)
     if text is not None:
-        if not isinstance(text, str) or not text.strip():
-            raise QueryError(f"expected some words to search for, got {text!r}")
-        usable = _usable(catalog, encoder, "text")
-        return _unit(usable.encode_text([text])[0], catalog.dim), text
+        return _text_vector(catalog, encoder, text)
     if image is not None:
         usable = _usable(catalog, encoder, "image")
-        name = f"image {Path(image).name}" if isinstance(image, str | Path) else "an image"
+        file = image if isinstance(image, str | Path) else getattr(image, "filename", "")
+        name = f"image {Path(file).name}" if file else "an image"
         return _unit(usable.encode_images([read_image(image)])[0], catalog.dim), name
     assert vector is not None  # noqa: S101 - exactly one is given
     return _unit(vector, catalog.dim), "a vector"
+
+
+def _text_vector(
+    catalog: Catalog, encoder: Encoder | None, text: str
+) -> tuple[NDArray[np.float32], str]:
+    phrases = phrases_of(text)
+    usable = _usable(catalog, encoder, "text")
+    vectors = usable.encode_text([phrase.text for phrase in phrases])
+    if len(phrases) == 1:
+        return _unit(vectors[0], catalog.dim), text
+    total = weighted_sum(vectors, [phrase.weight for phrase in phrases], what=text)
+    return _unit(total, catalog.dim), text
+
+
+def _rows_vector(
+    catalog: Catalog, row: int | Iterable[int] | NDArray[np.integer]
+) -> tuple[NDArray[np.float32], str]:
+    listed = row if isinstance(row, np.ndarray | int | np.integer) else list(row)
+    checked = np.unique(catalog.check_rows(listed))
+    if not len(checked):
+        raise QueryError("expected one row id or several, got none")
+    if len(checked) == 1:
+        caption = catalog.caption(int(checked[0]))
+        said = f"more like row {checked[0]}" + (f": {caption}" if caption else "")
+        return _unit(catalog.embeddings_of(checked)[0], catalog.dim), said
+    n_more = len(checked) - N_NAMED_ROWS
+    named = ", ".join(map(str, checked[:N_NAMED_ROWS])) + (f" and {n_more} more" * (n_more > 0))
+    said = f"more like rows {named}"
+    vectors = catalog.embeddings_of(checked).astype(np.float32)
+    return _unit(weighted_sum(vectors, [1] * len(checked), what=said), catalog.dim), said
+
+
+def _search_among(
+    index: VectorIndex,
+    embeddings: NDArray[np.float16],
+    query: NDArray[np.float64],
+    k: int,
+    allowed: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.float32], int, bool]:
+    """Return the `k` nearest allowed rows of a shard, their similarities, and rows scored.
+
+    At last whether all that are allowed were scanned, so that none can be missed.
+    """
+    n_allowed = int(np.count_nonzero(allowed))
+    n_asked = int(_SPARE * k * len(allowed) / max(n_allowed, 1)) + 1
+    while n_allowed > max(EXACT_BELOW, _SCAN_PER_WANTED * n_asked) and not index.is_exact(n_asked):
+        local_rows, found = index.search(query, n_asked)
+        kept = allowed[local_rows]
+        if np.count_nonzero(kept) >= k:
+            n_scored = n_candidates(n_asked, len(allowed))
+            return local_rows[kept][:k], found[kept][:k], n_scored, False
+        n_asked *= 4  # what the filter lets pass is far from the query
+    candidates = np.flatnonzero(allowed)
+    best = ranked(candidates, exact_similarities(embeddings, query, candidates), k)
+    return *best, n_allowed, True
 
 
 def _usable(catalog: Catalog, encoder: Encoder | None, kind: str) -> Encoder:

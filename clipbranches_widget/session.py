@@ -14,22 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.errors import Cancelled, RefineError, SessionFileError
 from clipbranches_widget.labels import LabelSet, RowIds, as_row_ids
 from clipbranches_widget.refine import warm_up
-from clipbranches_widget.search import query_vector, search
-from clipbranches_widget.session_advice import SessionAdvice
-from clipbranches_widget.session_events import Event, Query, QueryKind, Round, Search
+from clipbranches_widget.session_events import Event, Round
 from clipbranches_widget.session_log import Decision, open_log
 from clipbranches_widget.session_results import digest
+from clipbranches_widget.session_search import SessionSearch
 from clipbranches_widget.session_state import SessionState
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from clipbranches_widget.encoder import Encoder
     from clipbranches_widget.query_plan import BoxStrategy
     from clipbranches_widget.result import Result
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
 Rows = int | Iterable[int] | NDArray[Any]
 
 
-class Session(SessionAdvice):
+class Session(SessionSearch):
     """Search, label and refine, with every action saved at once.
 
     Each action is one line of the session file, on the disk before the method returns: a killed
@@ -94,54 +91,6 @@ class Session(SessionAdvice):
                 "Session(catalog, path) starts a new one there"
             )
         return cls(catalog, path)
-
-    def search(
-        self,
-        text: str | None = None,
-        *,
-        image: str | Path | Image.Image | None = None,
-        vector: ArrayLike | None = None,
-        row: int | None = None,
-        k: int = 60,
-    ) -> Result:
-        """Find the `k` images nearest to a text, an image, an embedding or another row.
-
-        The file keeps the query's embedding: reopening needs neither the image nor the model.
-
-        Parameters
-        ----------
-        text, image, vector, row
-            Exactly one: words; an image or its path; an embedding of shape (dim,); a row id.
-        k
-            Number of hits, at most the whole catalog.
-
-        Raises
-        ------
-        QueryError
-            If not exactly one is given, or it does not fit the catalog.
-        EncoderError
-            If a text or image is given and the catalog's model cannot be loaded.
-        """
-        options: dict[QueryKind, object] = {
-            "text": text,
-            "image": image,
-            "vector": vector,
-            "row": row,
-        }
-        given = [kind for kind, value in options.items() if value is not None]
-        encoder = self._query_encoder() if given in (["text"], ["image"]) else None
-        found, words = query_vector(
-            self._catalog, encoder, text=text, image=image, vector=vector, row=row
-        )
-        hits = search(self._catalog, found, k, query_text=words)
-        done = Search(0, Query.of(given[0], words, found), operator.index(k))
-
-        def decide(state: SessionState) -> Decision:
-            self._results.keep(replace(done, event_id=state.last_id + 1), hits)
-            return "search", done.to_parameters()
-
-        self._log.commit(decide)
-        return hits
 
     def label(self, positive: Rows = (), negative: Rows = ()) -> LabelSet:
         """Mark rows yes and no; a row that has a label takes the new one.
@@ -208,7 +157,8 @@ class Session(SessionAdvice):
 
         Labels can be changed while it runs: the answer belongs to the labels it started with,
         and `is_stale` says that they differ. A second call waits for the first. Rules that are
-        switched off or pinned (see `rules`) stay so in every later round.
+        switched off or pinned (see `rules`) stay so in every later round. It learns from the
+        whole catalog; rows that do not match the session's `filters` are left out of the answer.
 
         Parameters
         ----------
@@ -253,21 +203,27 @@ class Session(SessionAdvice):
             )
             try:
                 result = self._results.refine(
-                    done, strategy=strategy, progress=progress, partial=partial, cancel=cancel
+                    done,
+                    strategy=strategy,
+                    progress=progress,
+                    partial=self._filtering(partial, start),
+                    cancel=cancel,
                 )
             except Cancelled:
                 _ = self._state  # takes in, and tells, what other sessions did meanwhile
                 raise
         done = replace(done, n_rows=len(result), digest=digest(result.rows))
+        recorded: list[Round] = []
 
         def decide(state: SessionState) -> Decision:
             if cancel is not None and cancel.is_set():
                 raise Cancelled("the round was cancelled: labels and results are as before")
-            self._results.keep(replace(done, event_id=state.last_id + 1), result)
+            recorded[:] = [replace(done, event_id=state.last_id + 1)]
+            self._results.keep(recorded[0], result)
             return "refine", done.to_parameters()
 
         self._log.commit(decide)
-        return result
+        return self._results.answer(recorded[0], self._state.filters)
 
     def warm_up(self) -> None:
         """Load the model and the libraries of a round, so that the first ones do not wait.
@@ -282,7 +238,7 @@ class Session(SessionAdvice):
             _ = self.encoder
 
     def undo(self) -> str | None:
-        """Take back the latest action: search, label, unlabel, refine or a change of a rule.
+        """Take back the latest action: a search, label, round, way back, filter, rule's change.
 
         Returns
         -------
@@ -303,10 +259,6 @@ class Session(SessionAdvice):
 
     def _rows(self, rows: Rows) -> RowIds:
         return self._catalog.check_rows(as_row_ids(rows))
-
-    def _query_encoder(self) -> Encoder | None:
-        is_none = self._encoder is None and self._catalog.encoder_info.kind == "none"
-        return None if is_none else self.encoder
 
     def _step(self, action: Literal["undo", "redo"]) -> str | None:
         targets: list[Event] = []

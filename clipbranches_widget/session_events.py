@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,6 +18,7 @@ from clipbranches_widget.boxes import LeafBox
 from clipbranches_widget.conditions import RuleState
 from clipbranches_widget.errors import SessionFileError
 from clipbranches_widget.labels import LabelSet
+from clipbranches_widget.row_filter import ColumnFilter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +32,8 @@ Action = Literal[
     "switch_on",
     "pin",
     "unpin",
+    "go_back",
+    "filter",
     "undo",
     "redo",
 ]
@@ -41,8 +44,22 @@ RULE_CHANGES: Mapping[str, tuple[RuleState, tuple[RuleState, ...]]] = {
     "unpin": ("on", ("pinned",)),
 }
 """For each action on a rule: the state it leads to, and those it can start from."""
+_WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "search": lambda values: f"search {values['query']['text']!r}",
+    "label": lambda values: f"label {len(values['positive'])} yes, {len(values['negative'])} no",
+    "unlabel": lambda values: f"unlabel {len(values['rows'])}",
+    "refine": lambda values: f"refine, {values['n_rows']} found",
+    "go_back": lambda values: f"go back to round {values['number']}",
+    "filter": lambda values: f"filter {_filters_in_words(values['filters'])}",
+    "undo": lambda values: f"undo of {values['of']}",
+    "redo": lambda values: f"redo of {values['of']}",
+}
 QueryKind = Literal["text", "image", "vector", "row"]
 _STORED_VECTOR = np.dtype("<f4")
+
+
+def _filters_in_words(stored: Sequence[Mapping[str, Any]]) -> str:
+    return " and ".join(str(ColumnFilter.from_dict(one)) for one in stored) or "off"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -56,7 +73,8 @@ class Event:
     at : datetime
         When it happened, UTC.
     action : str
-        search, label, unlabel, refine, switch_off, switch_on, pin, unpin, undo or redo.
+        search, label, unlabel, refine, switch_off, switch_on, pin, unpin, go_back, filter, undo
+        or redo.
     parameters : mapping
         What the session file holds of it, plain JSON values; embeddings are base64 float32.
     undone : bool
@@ -72,18 +90,9 @@ class Event:
     @property
     def description(self) -> str:
         """Say what was done, in a few words."""
-        values = self.parameters
-        if self.action == "search":
-            return f"search {values['query']['text']!r}"
-        if self.action == "label":
-            return f"label {len(values['positive'])} yes, {len(values['negative'])} no"
-        if self.action == "unlabel":
-            return f"unlabel {len(values['rows'])}"
-        if self.action == "refine":
-            return f"refine, {values['n_rows']} found"
         if self.action in RULE_CHANGES:
-            return f"{self.action.replace('_', ' ')} {values['rule']['text']!r}"
-        return f"{self.action} of {values['of']}"
+            return f"{self.action.replace('_', ' ')} {self.parameters['rule']['text']!r}"
+        return _WORDS[self.action](self.parameters)
 
     def to_record(self) -> dict[str, Any]:
         """Return the JSON object of the session file."""

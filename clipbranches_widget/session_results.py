@@ -9,31 +9,43 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.encoder import Encoder, load_encoder
 from clipbranches_widget.errors import RefineError
-from clipbranches_widget.refine import refine
+from clipbranches_widget.refine import answer_again, refine
 from clipbranches_widget.round_clock import Progress
+from clipbranches_widget.row_filter import ColumnFilter, passing
 from clipbranches_widget.search import search
-from clipbranches_widget.session_events import Rule
+from clipbranches_widget.session_events import Query, Round, Rule, Search
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from clipbranches_widget.boxes import LeafBox
     from clipbranches_widget.branch import Branch
     from clipbranches_widget.catalog import Catalog
     from clipbranches_widget.column_model import ColumnModel
     from clipbranches_widget.query_plan import BoxStrategy
     from clipbranches_widget.result import Result
-    from clipbranches_widget.session_events import Round, Search
+    from clipbranches_widget.round_model import RoundModel
+
+Filters: TypeAlias = tuple[ColumnFilter, ...]
+Asked: TypeAlias = Search | Round | tuple[Search | Round, Filters]
+"""A search or round; with filters where these hold something."""
 
 N_KEPT = 8
 """Results kept in memory; older ones are computed again when an undo needs them."""
+
+N_MASKS = 4
+"""Filters whose matching rows are kept in memory, one byte a row of the catalog."""
+
+MAX_KEPT_ROWS = 5_000_000
+"""Ranked rows of rounds kept in memory, all rounds together; 8 bytes each."""
 
 
 class SessionResults:
@@ -47,32 +59,76 @@ class SessionResults:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._kept: OrderedDict[Search | Round, Result] = OrderedDict()
+        self._kept: OrderedDict[Asked, Result] = OrderedDict()
+        self._masks: OrderedDict[Filters, NDArray[np.bool_]] = OrderedDict()
+        self._rows: OrderedDict[Round, NDArray[np.int64]] = OrderedDict()
         self._lock = threading.Lock()
         self._computing = threading.Lock()
 
-    def keep(self, asked: Search | Round, answer: Result) -> None:
+    def keep(self, asked: Asked, answer: Result) -> None:
         """Remember an answer that was just computed."""
+        if isinstance(asked, Round):
+            self._keep_rows(asked, answer.rows)
         with self._lock:
             self._kept[asked] = answer
             while len(self._kept) > N_KEPT:
                 self._kept.popitem(last=False)
 
-    def hits(self, asked: Search) -> Result:
-        """Return the result of a recorded search."""
-        query = asked.query
+    def hits(self, asked: Search, filters: Filters = ()) -> Result:
+        """Return the result of a recorded search among the rows that match filters."""
         return self._remembered(
-            asked,
-            lambda: search(self._catalog, query.vector, asked.k, query_text=query.text),
+            (asked, filters) if filters else asked,
+            lambda: self.search(asked.query, asked.k, filters),
         )
 
-    def answer(self, asked: Round) -> Result:
-        """Return the result of a recorded round.
+    def search(self, query: Query, k: int, filters: Filters) -> Result:
+        """Find the `k` nearest among the rows that match filters."""
+        only = self.passing(filters) if filters else None
+        return search(self._catalog, query.vector, k, only=only, query_text=query.text)
+
+    def passing(self, filters: Filters) -> NDArray[np.bool_]:
+        """Return which rows match filters: (n,) bool, read-only."""
+        with self._lock:
+            if (known := self._masks.get(filters)) is not None:
+                return known
+        mask = passing(self._catalog.items, filters)
+        mask.setflags(write=False)
+        with self._lock:
+            self._masks[filters] = mask
+            while len(self._masks) > N_MASKS:
+                self._masks.popitem(last=False)
+        return mask
+
+    def answer(self, asked: Round, filters: Filters = ()) -> Result:
+        """Return the result of a recorded round, as far as its rows match filters.
 
         Where it cannot be reproduced, because the catalog grew or another release computed it,
         the last of its `notes` says so.
         """
-        return self._remembered(asked, lambda: self._reproduced(asked))
+        whole = self._remembered(asked, lambda: self._reproduced(asked))
+        if not filters:
+            return whole
+        return self._remembered((asked, filters), lambda: whole.filtered(self.passing(filters)))
+
+    def rows(self, asked: Round) -> NDArray[np.int64]:
+        """Return the ranked rows of a recorded round: those of `answer`, much longer remembered."""
+        with self._lock:
+            rows = self._rows.get(asked)
+        if rows is not None:
+            return rows
+        with self._computing:
+            answer = self._recalled(asked)
+            if answer is None:
+                answer = self._reproduced(asked)
+        self._keep_rows(asked, answer.rows)
+        return answer.rows
+
+    def touch(self, asked: Iterable[Search | Round | None], filters: Filters = ()) -> None:
+        """Count answers as just used: others are forgotten before them."""
+        for each in asked:
+            if each is not None:
+                self._recalled(each)
+                self._recalled((each, filters))
 
     def refine(
         self,
@@ -85,7 +141,7 @@ class SessionResults:
     ) -> Result:
         """Compute a round from its labels, query, threshold, seed and rules."""
         index = self.index
-        rules = [rule for rule in asked.rules if _fits(rule, index.model)]
+        off, pinned = self._boxes(asked)
         result = refine(
             index,
             strategy=strategy,
@@ -97,16 +153,10 @@ class SessionResults:
             seed=asked.seed,
             progress=progress,
             cancel=cancel,
-            off=[rule.box for rule in rules if rule.state == "off"],
-            pinned=[rule.box for rule in rules if rule.state == "pinned"],
+            off=off,
+            pinned=pinned,
         )
-        if len(rules) == len(asked.rules):
-            return result
-        note = (
-            f"{len(asked.rules) - len(rules)} of the session's rules were made on other columns "
-            "than this catalog has now, and are not applied"
-        )
-        return replace(result, notes=(*result.notes, note))
+        return self._with_rules_note(result, asked)
 
     def rule(self, branch: Branch) -> Rule:
         """Return the rule of a branch.
@@ -132,7 +182,7 @@ class SessionResults:
         """The opened indexes of the catalog, shared by all its sessions."""
         return self._catalog.opened("index", lambda: CatalogIndex(self._catalog))
 
-    def _remembered(self, asked: Search | Round, compute: Callable[[], Result]) -> Result:
+    def _remembered(self, asked: Asked, compute: Callable[[], Result]) -> Result:
         if (answer := self._recalled(asked)) is not None:
             return answer
         with self._computing:  # the second of two callers gets what the first one computed
@@ -141,14 +191,65 @@ class SessionResults:
                 self.keep(asked, answer)
             return answer
 
-    def _recalled(self, asked: Search | Round) -> Result | None:
+    def _recalled(self, asked: Asked) -> Result | None:
         with self._lock:
             if asked in self._kept:
                 self._kept.move_to_end(asked)
             return self._kept.get(asked)
 
+    def _boxes(self, asked: Round) -> tuple[list[LeafBox], list[LeafBox]]:
+        """Return the boxes of the rules that fit the catalog: switched off, and pinned."""
+        rules = [rule for rule in asked.rules if _fits(rule, self.index.model)]
+        off, pinned = (
+            [rule.box for rule in rules if rule.state == state] for state in ("off", "pinned")
+        )
+        return off, pinned
+
+    def _with_rules_note(self, result: Result, asked: Round) -> Result:
+        n_unfit = sum(not _fits(rule, self.index.model) for rule in asked.rules)
+        if not n_unfit:
+            return result
+        note = (
+            f"{n_unfit} of the session's rules were made on other columns than this catalog has "
+            "now, and are not applied"
+        )
+        return replace(result, notes=(*result.notes, note))
+
+    def _answered_again(self, asked: Round) -> Result | None:
+        """Answer with what the same round learned under other rules; None if that is forgotten."""
+        if (model := self._learned(asked)) is None:
+            return None
+        off, pinned = self._boxes(asked)
+        result = answer_again(
+            self.index,
+            model,
+            labels=asked.labels,
+            query_text="" if asked.query is None else asked.query.text,
+            seed=asked.seed,
+            off=off,
+            pinned=pinned,
+        )
+        return self._with_rules_note(result, asked)
+
+    def _learned(self, asked: Round) -> RoundModel | None:
+        """Return what a kept round learned where `asked` would learn the same."""
+        with self._lock:
+            for kept, result in reversed(self._kept.items()):
+                if isinstance(kept, Round) and _learns(kept) == _learns(asked):
+                    return result.model
+        return None
+
+    def _keep_rows(self, asked: Round, rows: NDArray[np.int64]) -> None:
+        with self._lock:
+            self._rows[asked] = rows
+            self._rows.move_to_end(asked)
+            while len(self._rows) > 1 and sum(map(len, self._rows.values())) > MAX_KEPT_ROWS:
+                self._rows.popitem(last=False)
+
     def _reproduced(self, asked: Round) -> Result:
-        result = self.refine(asked)
+        result = self._answered_again(asked)
+        if result is None:
+            result = self.refine(asked)
         if asked.digest in {"", digest(result.rows)}:
             return result
         n_rows = len(self._catalog)
@@ -161,6 +262,11 @@ class SessionResults:
             f"These {len(result):,} were computed anew from the same labels."
         )
         return replace(result, notes=(*result.notes, note))
+
+
+def _learns(asked: Round) -> tuple[object, ...]:
+    """Return all that decides what a round learns on a catalog."""
+    return asked.labels, asked.query, asked.threshold, asked.seed
 
 
 def _fits(rule: Rule, model: ColumnModel) -> bool:

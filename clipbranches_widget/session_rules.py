@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from clipbranches_widget.branch import Branch
 from clipbranches_widget.errors import RefineError
-from clipbranches_widget.session_events import RULE_CHANGES, Action, Rule
+from clipbranches_widget.session_events import RULE_CHANGES, Action, Event, Rule
 from clipbranches_widget.session_view import SessionView
 
 if TYPE_CHECKING:
@@ -60,8 +62,18 @@ class SessionRules(SessionView):
             changed = {"rule": replace(rule, state=state).to_dict()}
             return (action, changed) if before in possible else None
 
-        self._log.commit(decide)
+        self._commit_answered(decide)
         return self.result
+
+    def _commit_answered(self, decide: Callable[[SessionState], Decision | None]) -> None:
+        """Commit an event whose result is computed first, so that no observer waits for it."""
+        state = self._state
+        if (decision := decide(state)) is None:
+            return
+        ahead = state.apply(Event(state.last_id + 1, datetime.now(UTC), *decision))
+        if ahead.asked is not None:
+            self._results.answer(ahead.asked, ahead.filters)
+        self._log.commit(decide)
 
     def _rule(self, branch: Branch | Rule | int) -> Rule:
         """Return the rule that a caller means."""

@@ -8,9 +8,14 @@ drops what could have been redone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import NamedTuple
+
+import numpy as np
 
 from clipbranches_widget.errors import LabelError, SessionFileError
 from clipbranches_widget.labels import LabelSet, RowIds, as_row_ids
+from clipbranches_widget.row_filter import ColumnFilter
 from clipbranches_widget.session_events import (
     RULE_CHANGES,
     Event,
@@ -19,6 +24,9 @@ from clipbranches_widget.session_events import (
     Rule,
     Search,
 )
+
+N_HITS = 60
+"""Hits of a search of which only the query is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +43,8 @@ class Step:
         The latest of each.
     rules : tuple of Rule
         Those switched off or pinned, the latest last.
+    filters : tuple of ColumnFilter
+        What rows must match to be shown; a return to a round does not change them.
     touched : (n,) int64
         Rows that the event labelled or unlabelled.
     old, new : LabelSet
@@ -46,9 +56,18 @@ class Step:
     search: Search | None = None
     round: Round | None = None
     rules: tuple[Rule, ...] = ()
+    filters: tuple[ColumnFilter, ...] = ()
     touched: RowIds = field(default_factory=lambda: as_row_ids(()))
     old: LabelSet = field(default_factory=LabelSet)
     new: LabelSet = field(default_factory=LabelSet)
+
+
+class DoneRound(NamedTuple):
+    """A round of the file: what it recorded, when, and the step before it."""
+
+    recorded: Round
+    at: datetime
+    before: Step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +84,8 @@ class SessionState:
         What `redo` leads to: the last one first.
     last_id : int
         Of the latest event; 0 before the first.
+    rounds : tuple of DoneRound
+        Every round, in the order of the file, also those undone or left behind.
 
     Examples
     --------
@@ -83,6 +104,7 @@ class SessionState:
     latest: Step = field(default_factory=Step)
     undone: tuple[Step, ...] = ()
     last_id: int = 0
+    rounds: tuple[DoneRound, ...] = field(default=(), repr=False)
 
     @property
     def search(self) -> Search | None:
@@ -98,6 +120,11 @@ class SessionState:
     def rules(self) -> tuple[Rule, ...]:
         """The rules that are switched off or pinned, the latest last."""
         return self.latest.rules
+
+    @property
+    def filters(self) -> tuple[ColumnFilter, ...]:
+        """What rows must match to be shown."""
+        return self.latest.filters
 
     @property
     def asked(self) -> Round | None:
@@ -140,7 +167,10 @@ class SessionState:
                 f"event {event.id} has no valid parameters for {event.action!r}: {error!r}"
             ) from error
         labels = _relabelled(self.labels, step.touched, step.new)
-        return SessionState(labels, step, (), event.id)
+        rounds = self.rounds
+        if event.action == "refine" and step.round is not None:
+            rounds = (*rounds, DoneRound(step.round, event.at, self.latest))
+        return SessionState(labels, step, (), event.id, rounds)
 
     def applied_ids(self) -> frozenset[int]:
         """Return the ids of the events that the present state is made of."""
@@ -159,7 +189,8 @@ class SessionState:
                 "there to undo: a line before it was lost or changed"
             )
         labels = _relabelled(self.labels, self.latest.touched, self.latest.old)
-        return SessionState(labels, before, (*self.undone, self.latest), event.id)
+        undone = (*self.undone, self.latest)
+        return replace(self, labels=labels, latest=before, undone=undone, last_id=event.id)
 
     def _redo(self, event: Event) -> SessionState:
         target = self.undone[-1].event if self.undone else None
@@ -171,14 +202,20 @@ class SessionState:
             )
         step = self.undone[-1]
         labels = _relabelled(self.labels, step.touched, step.new)
-        return SessionState(labels, step, self.undone[:-1], event.id)
+        undone = self.undone[:-1]
+        return replace(self, labels=labels, latest=step, undone=undone, last_id=event.id)
 
 
 def _next_step(state: SessionState, event: Event) -> Step:
     """Return the step that an event other than undo and redo makes."""
     values = event.parameters
     plain = Step(
-        event, before=state.latest, search=state.search, round=state.round, rules=state.rules
+        event,
+        before=state.latest,
+        search=state.search,
+        round=state.round,
+        rules=state.rules,
+        filters=state.filters,
     )
     if event.action == "search":
         return replace(plain, search=Search.from_parameters(event.id, values))
@@ -186,6 +223,17 @@ def _next_step(state: SessionState, event: Event) -> Step:
         return replace(plain, round=Round.from_parameters(event.id, values))
     if event.action in RULE_CHANGES:
         return replace(plain, rules=_changed_rules(state.rules, event))
+    if event.action == "filter":
+        return replace(plain, filters=tuple(map(ColumnFilter.from_dict, values["filters"])))
+    if event.action == "go_back":
+        event_id, _for_people = int(values["to"]), int(values["number"])
+        return _step_back(state, plain, event_id)
+    return _step_of_labels(state, plain, event)
+
+
+def _step_of_labels(state: SessionState, plain: Step, event: Event) -> Step:
+    """Return the step that labels or unlabels rows."""
+    values = event.parameters
     if event.action == "label":
         new = LabelSet(_listed(values["positive"]), _listed(values["negative"]))
         return replace(plain, touched=new.rows, old=state.labels.among(new.rows), new=new)
@@ -194,6 +242,37 @@ def _next_step(state: SessionState, event: Event) -> Step:
     if len(old) != rows.size:
         raise LabelError(f"expected labelled rows to unlabel, got {rows.tolist()}")
     return replace(plain, touched=rows, old=old)
+
+
+def _step_back(state: SessionState, plain: Step, event_id: int) -> Step:
+    """Return the step that sets everything to what a round was computed from.
+
+    That is what the round recorded: labels, search and rules may have changed while it ran.
+    """
+    done = next((done for done in state.rounds if done.recorded.event_id == event_id), None)
+    if done is None:
+        raise ValueError(f"event {event_id} is no round before it")
+    return replace(
+        plain,
+        search=_search_of(done),
+        round=done.recorded,
+        rules=done.recorded.rules,
+        touched=as_row_ids(np.union1d(state.labels.rows, done.recorded.labels.rows)),
+        old=state.labels,
+        new=done.recorded.labels,
+    )
+
+
+def _search_of(done: DoneRound) -> Search | None:
+    """Return the search whose query a round was computed from: the latest before it."""
+    query, step = done.recorded.query, done.before
+    if query is None:
+        return None
+    while step.search is None or step.search.query != query:
+        if step.before is None:  # it was undone while the round ran
+            return Search(done.recorded.event_id, query, N_HITS)
+        step = step.before
+    return step.search
 
 
 def _changed_rules(rules: tuple[Rule, ...], event: Event) -> tuple[Rule, ...]:

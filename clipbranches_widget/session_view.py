@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipbranches_widget.session_log import SessionLog
 from clipbranches_widget.session_results import LazyEncoder, SessionResults
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from clipbranches_widget.catalog import Catalog
     from clipbranches_widget.encoder import Encoder
     from clipbranches_widget.labels import LabelSet
     from clipbranches_widget.result import Result
-    from clipbranches_widget.session_events import Event, Rule
+    from clipbranches_widget.session_events import Event, Query, Round, Rule, Search
     from clipbranches_widget.session_state import SessionState
 
 
@@ -63,6 +66,11 @@ class SessionView:
         return self._state.labels
 
     @property
+    def query(self) -> Query | None:
+        """The latest search: its kind, words and embedding; None before the first."""
+        return self._state.query
+
+    @property
     def query_text(self) -> str:
         """The latest search in words; empty before the first."""
         query = self._state.query
@@ -70,24 +78,45 @@ class SessionView:
 
     @property
     def hits(self) -> Result | None:
-        """The latest search's result; None before the first."""
-        latest = self._state.search
-        return None if latest is None else self._results.hits(latest)
+        """The latest search's result, under the present `filters`; None before the first."""
+        state = self._state
+        return None if state.search is None else self._results.hits(state.search, state.filters)
 
     @property
     def result(self) -> Result | None:
-        """The latest round's result, under the present `rules`; None before the first.
+        """The latest round's result, under the present `rules` and `filters`; None before it.
 
         In a reopened session it is computed again from the recorded labels, query, threshold,
         seed and rules; should it differ from the recorded answer, its `notes` say so.
         """
-        latest = self._state.asked
-        return None if latest is None else self._results.answer(latest)
+        state = self._state
+        return None if state.asked is None else self._results.answer(state.asked, state.filters)
+
+    @property
+    def asked(self) -> tuple[Search | None, Round | None]:
+        """What `hits` and `result` answer, whatever the filters."""
+        state = self._state
+        return state.search, state.asked
 
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules that are switched off or pinned, the latest last: see `Rule.state`."""
         return self._state.rules
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """What rows must match to be shown, by column: what `Session.filter` takes."""
+        return {one.column: one.condition for one in self._state.filters}
+
+    @property
+    def filter_texts(self) -> dict[str, str]:
+        """The same in words, such as ``width >= 300``."""
+        return {one.column: str(one) for one in self._state.filters}
+
+    @property
+    def passing(self) -> NDArray[np.bool_]:
+        """Which rows of the catalog match the filters: (n,) bool, read-only; all without any."""
+        return self._results.passing(self._state.filters)
 
     @property
     def is_stale(self) -> bool:
@@ -125,8 +154,8 @@ class SessionView:
         """Call `callback` after each action, whoever took it; return a function that stops it.
 
         The callback gets "search", "label" (also for unlabel), "refine", "switch_off",
-        "switch_on", "pin", "unpin", "undo" or "redo", in the thread that acted or caught up,
-        with no lock held: read the session for its state.
+        "switch_on", "pin", "unpin", "go_back", "filter", "undo" or "redo", in the thread that
+        acted or caught up, with no lock held: read the session for its state.
         Its errors are logged and go no further.
         """
         return self._log.observe(callback)

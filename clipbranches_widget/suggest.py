@@ -16,7 +16,7 @@ the hits of the search, or random rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from clipbranches_widget.boxes import union_mask
 from clipbranches_widget.counts import whole_count
+from clipbranches_widget.labels import as_row_ids
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +89,13 @@ class Suggestions:
 
 
 def suggest(
-    index: CatalogIndex, result: Result | None, labels: LabelSet, n: int = 12, *, seed: int = 0
+    index: CatalogIndex,
+    result: Result | None,
+    labels: LabelSet,
+    n: int = 12,
+    *,
+    skip: Iterable[int] = (),
+    seed: int = 0,
 ) -> Suggestions:
     """Return the unlabelled rows whose label would teach most.
 
@@ -102,6 +109,8 @@ def suggest(
         The labels now; they may be newer than `result`.
     n : int
         How many, at least 1; fewer when the catalog has fewer without a label.
+    skip : iterable of int
+        Rows that were seen and passed over: neither they nor their near-duplicates are taken.
     seed : int
         Of random rows. Same arguments: same rows.
 
@@ -110,8 +119,8 @@ def suggest(
     QueryError
         n < 1.
     """
-    n = min(whole_count(n, "n"), len(index.catalog) - len(labels))
-    chosen = _Chosen(index, labels)
+    chosen = _Chosen(index, labels, np.setdiff1d(as_row_ids(skip), labels.rows))
+    n = min(whole_count(n, "n"), len(index.catalog) - len(chosen.seen))
     if result is not None and result.pool is not None and result.model is not None:
         _from_round(chosen, result, n)
     elif result is not None:
@@ -127,18 +136,19 @@ def suggest(
 
 
 class _Chosen:
-    """Rows taken so far, and how far every other row is from them and from the labelled ones."""
+    """Rows taken so far, and how far every other row is from them and from those seen before."""
 
-    def __init__(self, index: CatalogIndex, labels: LabelSet) -> None:
+    def __init__(self, index: CatalogIndex, labels: LabelSet, skipped: Rows) -> None:
         self.index, self.labels = index, labels
+        self.seen = np.concatenate([labels.rows, skipped])
         self.rows: list[int] = []
         self.reasons: list[str] = []
-        self._known = index.embeddings(labels.rows)
+        self._known = index.embeddings(self.seen)
 
     def free(self, rows: Rows) -> Rows:
-        """Return those of `rows` that are neither labelled nor taken, in their order, once."""
+        """Return those of `rows` that are neither seen nor taken, in their order, once."""
         distinct = rows[np.sort(np.unique(rows, return_index=True)[1])]
-        return distinct[~np.isin(distinct, [*self.labels.rows.tolist(), *self.rows])]
+        return distinct[~np.isin(distinct, [*self.seen.tolist(), *self.rows])]
 
     def take(self, row: int, reason: str) -> None:
         """Take one row."""
@@ -151,7 +161,7 @@ class _Chosen:
     ) -> None:
         """Take up to `n` of `rows`, farthest first: the greatest value times distance each time.
 
-        The distance is ``1 - cosine`` to the nearest row labelled or taken; 1 when there is none.
+        The distance is ``1 - cosine`` to the nearest row seen or taken; 1 when there is none.
         Near-duplicates of those come last.
         """
         if not len(rows):

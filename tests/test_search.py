@@ -76,18 +76,21 @@ def catalogs(tmp_path_factory, vectors):
     query=st.lists(st.integers(-2, 2), min_size=DIM, max_size=DIM).filter(any),
     k=st.integers(1, 45),
     excluded=st.lists(st.integers(0, 40), max_size=41),
+    only=st.none() | st.lists(st.booleans(), min_size=41, max_size=41),
 )
-def test_shards_change_nothing_and_brute_force_agrees(catalogs, query, k, excluded):
-    results = [search(catalog, query, k, exclude=excluded) for catalog in catalogs]
+def test_shards_change_nothing_and_brute_force_agrees(catalogs, query, k, excluded, only):
+    mask = None if only is None else np.array(only)
+    results = [search(catalog, query, k, exclude=excluded, only=mask) for catalog in catalogs]
     everything = exact_similarities(catalogs[0].embeddings, unit_query(query, DIM))
-    allowed = [row for row in range(41) if row not in excluded]
+    passing = [True] * 41 if only is None else only
+    allowed = [row for row in range(41) if row not in excluded and passing[row]]
     expected = sorted(allowed, key=lambda row: (-everything[row], row))[:k]
     for result in results:
         assert result.rows.tolist() == expected
         assert np.array_equal(result.scores, everything[expected])
         assert result.rows.dtype == np.int64
         assert result.scores.dtype == np.float32
-        assert (result.n_touched, result.n_total, result.notes) == (41, 41, ())
+        assert (result.n_touched, result.n_total, result.notes) == (sum(passing), 41, ())
 
 
 def test_a_search_result(catalogs):
@@ -136,6 +139,63 @@ def test_bad_searches(catalogs, vector, k, exclude, message):
         search(catalogs[1], vector, k, exclude=exclude)
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Return a catalog that asks the graph; every eighth row is far from the others."""
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((2 * EXACT_BELOW, 8)).astype(np.float32)
+    rows[:, 0] = np.where(np.arange(len(rows)) % 8, -1, 6)
+    return from_embeddings(rows, tmp_path_factory.mktemp("large") / "a.cbcat")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.9])
+def test_a_filtered_search_of_a_large_shard(large, rng, share):
+    only = rng.random(len(large)) < share
+    result = search(large, large.embeddings[5], 60, only=only)
+    everything = search(large, large.embeddings[5], len(large))
+    expected = everything.rows[only[everything.rows]][:60]
+    assert only[result.rows].all()
+    assert len(result) == 60
+    if share < 0.5:
+        assert result.notes == ()
+        assert result.rows.tolist() == expected.tolist()
+        assert result.n_touched == only.sum()
+    else:
+        assert "approximate vector index" in result.notes[0]
+        assert len(np.intersect1d(result.rows, expected)) >= 55
+        assert result.n_touched < len(large) / 10
+
+
+def test_a_filter_far_from_the_query_is_answered_all_the_same(large):
+    query = [1, 0, 0, 0, 0, 0, 0, 0]
+    only = np.arange(len(large)) % 8 != 0
+    result = search(large, query, 60, only=only)
+    everything = search(large, query, len(large))
+    assert result.rows.tolist() == everything.rows[only[everything.rows]][:60].tolist()
+    assert result.notes == ()
+
+
+def test_a_mask_of_another_catalog_is_refused(catalogs):
+    with pytest.raises(QueryError, match="expected a mask of 41 rows, got"):
+        search(catalogs[0], [1, 0, 0, 0], 3, only=np.ones(40, bool))
+
+
+def test_phrases_rows_and_both(catalogs):
+    catalog, encoder = catalogs[0], ColourEncoder()
+    vector, said = query_vector(catalog, encoder, text="red^2 + green -blue")
+    np.testing.assert_allclose(vector, np.array([2, 1, -0.5, 0]) / np.sqrt(5.25), atol=1e-7)
+    assert said == "red^2 + green -blue"
+    of_rows, _ = query_vector(catalog, None, row=[3, 4, 3])
+    units = catalog.embeddings[[3, 4]].astype(float)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    expected = units.sum(axis=0) / np.linalg.norm(units.sum(axis=0))
+    np.testing.assert_allclose(of_rows, expected, atol=1e-6)
+    both, said = query_vector(catalog, encoder, text="red", row=[3, 4])
+    total = of_rows + np.array([1, 0, 0, 0])
+    np.testing.assert_allclose(both, total / np.linalg.norm(total), atol=1e-6)
+    assert said == "red, more like rows 3, 4"
+
+
 def test_text_queries(catalogs):
     vector, said = query_vector(catalogs[0], ColourEncoder(), text="green apples")
     assert vector.tolist() == [0, 1, 0, 0]
@@ -173,11 +233,16 @@ def test_vector_queries(catalogs):
     ("query", "message"),
     [
         ({}, "expected exactly one of text, image, vector and row, got none"),
-        ({"text": "a", "row": 1}, "got text and row"),
+        ({"text": "a", "vector": [1, 0, 0, 0]}, "got text and vector; only text and row go"),
+        ({"image": b"", "row": 1}, "got image and row"),
         ({"text": "  "}, "expected some words to search for, got '  '"),
         ({"text": 7}, "expected some words to search for, got 7"),
         ({"row": 41}, "expected row ids from 0 to 40, got 41"),
-        ({"row": [1, 2]}, "expected one row id, got 2"),
+        ({"row": []}, "expected one row id or several, got none"),
+        ({"row": [1, 99]}, "expected row ids from 0 to 40, got 99"),
+        ({"row": "12"}, "expected row ids"),
+        ({"text": "red -red^1"}, "cancel each other out"),
+        ({"text": "-red"}, "got only what to leave out"),
         ({"vector": [1, 2]}, r"expected a query vector of shape \(4,\)"),
         ({"vector": [0, 0, 0, 0]}, "got all zeros"),
     ],

@@ -116,6 +116,43 @@ def test_the_result_answers_the_latest_round_under_the_present_rules():
     assert state.asked is state.round
 
 
+def test_going_back_sets_what_a_round_was_computed_from():
+    other = Query.of("text", "a bus", np.ones(2, np.float32))
+    search, refine = ("search", SEARCH.to_parameters()), ("refine", ROUND.to_parameters())
+    steps = [search, label([1], [2]), refine, change("pin"), label([5], [1])]
+    steps += [("search", Search(0, other, 9).to_parameters())]
+    back = ("go_back", {"to": 3, "number": 1})
+    state = replay(*steps, back)
+    assert state.labels == LabelSet([1], [2])
+    assert state.search == Search(1, QUERY, 60)
+    assert state.asked is state.round
+    assert (state.round.event_id, state.rules, state.is_stale) == (3, (), False)
+    undone = replay(*steps, back, ("undo", {"of": 7}))
+    assert undone.labels == LabelSet([5], [1, 2])
+    assert undone.search.query == other
+    assert [rule.state for rule in undone.rules] == ["pinned"]
+    assert replay(*steps, back, ("undo", {"of": 7}), ("redo", {"of": 7})).labels == state.labels
+
+
+def test_a_round_that_was_undone_can_be_gone_back_to():
+    refine = ("refine", ROUND.to_parameters())
+    state = replay(refine, ("undo", {"of": 1}), label([8]), ("go_back", {"to": 1, "number": 1}))
+    assert [done.recorded.event_id for done in state.rounds] == [1]
+    assert state.labels == LabelSet([1], [2])
+    assert state.applied_ids() == {3, 4}
+    # Its search was not in the file, or undone while it ran: the query is what counts.
+    assert state.search.query == QUERY
+
+
+def test_going_back_forgets_a_search_that_the_round_did_not_know():
+    bare = replace(ROUND, query=None).to_parameters()
+    state = replay(("search", SEARCH.to_parameters()), ("refine", bare))
+    assert state.is_stale
+    event = Event(3, NOW, "go_back", {"to": 2, "number": 1})
+    assert state.apply(event).search is None
+    assert not state.apply(event).is_stale
+
+
 def test_events_and_what_they_hold_survive_json_exactly(rng):
     vector = rng.normal(size=512).astype(np.float32)
     query = Query.of("image", "cat.png", vector)
@@ -145,6 +182,7 @@ def test_events_and_what_they_hold_survive_json_exactly(rng):
         ("refine", ROUND.to_parameters(), "refine, 12 found"),
         (*change("switch_off"), "switch off 'bird >= 0.310'"),
         (*change("unpin"), "unpin 'bird >= 0.310'"),
+        ("go_back", {"to": 4, "number": 2}, "go back to round 2"),
         ("undo", {"of": 4}, "undo of 4"),
     ],
 )
@@ -197,6 +235,9 @@ QUERY_DICT = QUERY.to_dict()
         ("refine", ROUND.to_parameters() | {"seed": "x"}),
         ("refine", ROUND.to_parameters() | {"rules": [{}]}),
         ("refine", ROUND.to_parameters() | {"rules": 5}),
+        ("go_back", {}),
+        ("go_back", {"to": 1, "number": 1}),
+        ("go_back", {"to": None, "number": 1}),
         ("switch_off", {}),
         ("switch_off", {"rule": None}),
         change("switch_off", state="pinned"),

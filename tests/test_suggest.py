@@ -88,6 +88,24 @@ def test_labels_newer_than_the_result_count(clustered):
     check(second, newer, 12)
 
 
+def test_rows_that_were_passed_over_are_not_asked_again(clustered):
+    index, labels = clustered(3_000)
+    for result in (refine(index, labels=labels), search(index.catalog, np.ones(16), 200), None):
+        first = suggest(index, result, labels)
+        second = suggest(index, result, labels, skip=first)
+        third = suggest(index, result, labels, skip=[*first, *second, *labels.rows.tolist()])
+        check(second, labels, 12)
+        check(third, labels, 12)
+        assert len({*first, *second, *third}) == 36
+        alike = index.embeddings(first.rows) @ index.embeddings(second.rows).T
+        assert alike.max() < 0.98
+
+
+def test_everything_passed_over_leaves_nothing(clustered):
+    index, labels = clustered(30)
+    assert not len(suggest(index, None, labels, skip=range(30)))
+
+
 def test_near_duplicates_are_not_asked_twice(build, rng):
     distinct = rng.normal(size=(40, 16))
     index = build(np.repeat(distinct, 20, axis=0) + 1e-3 * rng.normal(size=(800, 16)))
