@@ -58,6 +58,10 @@ class ConceptError(ClipBranchesError, ValueError):
     """A concept file is unreadable, or does not fit the catalog it is applied to."""
 
 
+class ExportError(ClipBranchesError, OSError):
+    """A file cannot be written as asked, or is there already."""
+
+
 class Cancelled(ClipBranchesError, RuntimeError):  # noqa: N818 - a request honoured, not a fault
     """The caller asked a running operation to stop."""
 
