@@ -4,19 +4,20 @@ Protocol
 --------
 Kernel to browser, synced traits, one page at most: `view` (rows, captions, scores, headline),
 `marks` (labels of the rows shown, counts), `task` (what runs), `notice` (an error or a remark),
-`docked` (the panel that is docked), and a trait for each part, see `explorer_part`. Thumbnails are
-not state: one custom message a page, ``{"method": "thumbs", "args": [[rows]]}`` with one WebP
-buffer a row (empty: no image).
+`docked` (the panel that is docked), and a trait for each part, see `explorer_part`. Pictures are
+not state but messages, see `explorer_images`; so are captions too long for a page,
+``{"method": "caption", "args": [row, text]}``.
 
 Browser to kernel, events with plain values: ``label {rows, value}`` (the new value, -1, 0 or 1,
-so a repeated message changes nothing), ``go {tab, page}``, ``refine``, ``cancel``, ``undo``,
-``redo``, ``dock {name}`` (open a panel, "" closes it), ``part {part, action, data}`` (what a part
-asks for), ``ready {rows}`` (a view was mounted, or lacks these images).
+so a repeated message changes nothing), ``go {tab, page, page_size}``, ``refine``, ``cancel``,
+``undo``, ``redo``, ``dock {name}`` (open a panel, "" closes it), ``part {part, action, data}``
+(what a part asks for), ``ready {rows, size, is_new}`` (a view was mounted, or lacks these images),
+``tell {row}`` (the whole caption).
 
 Threads
 -------
 An event handler only posts a job. `_ui` owns all state and traits of the widget; `_work` runs
-searches and rounds; `_images` reads thumbnails. `Session` has its own lock.
+searches and rounds; `_images` reads pictures. `Session` has its own lock.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,31 +35,52 @@ import traitlets
 from ipyvuetify.VuetifyTemplate import VuetifyTemplate
 
 from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.errors import Cancelled, ClipBranchesError, ImageReadError
+from clipbranches_widget.errors import Cancelled, ClipBranchesError
+from clipbranches_widget.explorer_audit import AuditPart
+from clipbranches_widget.explorer_export import ExportPart
+from clipbranches_widget.explorer_images import THUMBNAIL_PX, Pictures
 from clipbranches_widget.explorer_lanes import Lane
+from clipbranches_widget.explorer_map import MapPart
 from clipbranches_widget.explorer_part import Part, Progress
+from clipbranches_widget.explorer_picture import OPENING_S, Poster, Snapshot, snapshot
 from clipbranches_widget.explorer_query import QueryPart
+from clipbranches_widget.explorer_rounds import RoundsPart
 from clipbranches_widget.explorer_rules import RulesPart
-from clipbranches_widget.explorer_view import Contents, Place, marks_view, page_view
+from clipbranches_widget.explorer_scores import ScoresPart, kept_threshold
+from clipbranches_widget.explorer_suggest import SuggestPart
+from clipbranches_widget.explorer_view import (
+    PAGE_SIZE,
+    PAGE_SIZES,
+    Contents,
+    Place,
+    marks_view,
+    page_view,
+    shorten,
+)
+from clipbranches_widget.explorer_zoom import ZoomPart
 from clipbranches_widget.session import Session
 
 if TYPE_CHECKING:
     from clipbranches_widget.result import Result
+    from clipbranches_widget.session_events import Round, Search
 
 log = logging.getLogger(__name__)
 
-PARTS: tuple[type[Part], ...] = (QueryPart, RulesPart)
+PARTS: tuple[type[Part], ...] = (
+    ScoresPart,  # first: another threshold gives the answer that the others pick from
+    QueryPart,
+    ZoomPart,
+    RulesPart,
+    RoundsPart,
+    SuggestPart,
+    AuditPart,
+    MapPart,
+    ExportPart,
+)
 VUE_FOLDER = Path(__file__).parent / "vue"
-THUMBNAIL_PX = 160
-SEND_AFTER_S = 0.25
-"""Thumbnails that take longer than this are sent in parts, so that a slow page fills visibly."""
-
-IMAGES_FIRST_S = 0.05
-"""A page waits this long for its pictures: those at hand arrive first, and nothing flickers."""
-
 PROGRESS_EVERY_S = 0.1
-MAX_ASKED = 400
-"""Most thumbnails one message of a view can ask for; it asks again for the others."""
+MAX_TOLD_CHARS = 20_000
+"""Longest caption that is sent at all."""
 
 IDLE: dict[str, Any] = {"name": "", "stage": "", "fraction": 0.0}
 
@@ -92,6 +115,12 @@ class Explorer(VuetifyTemplate):
     query = traitlets.Dict(help="See `explorer_query`.").tag(sync=True)
     zoom = traitlets.Dict(help="See `explorer_zoom`.").tag(sync=True)
     rules = traitlets.Dict(help="See `explorer_rules`.").tag(sync=True)
+    rounds = traitlets.Dict(help="See `explorer_rounds`.").tag(sync=True)
+    scores = traitlets.Dict(help="See `explorer_scores`.").tag(sync=True)
+    suggest = traitlets.Dict(help="See `explorer_suggest`.").tag(sync=True)
+    audit = traitlets.Dict(help="See `explorer_audit`.").tag(sync=True)
+    map = traitlets.Dict(help="See `explorer_map`.").tag(sync=True)
+    export = traitlets.Dict(help="See `explorer_export`.").tag(sync=True)
 
     def __init__(self, source: Session | Catalog) -> None:
         if isinstance(source, Catalog):
@@ -105,11 +134,16 @@ class Explorer(VuetifyTemplate):
         self._ui = Lane("explorer-ui")
         self._work = Lane("explorer-work")
         self._images = Lane("explorer-images")
-        self._lanes = (self._ui, self._work, self._images)
+        self._aside = Lane("explorer-aside")
+        self._pictures = Pictures(source.catalog, self._images, self.message, self._guard)
+        reading = (self._images, self._pictures.sharp_lane, self._aside)
+        self._lanes = (self._ui, self._work, *reading)
         self._cancel = threading.Event()
         self._place = Place(tab="")
+        self._page_size = PAGE_SIZE
+        self._poster = Poster()
         self._contents: Contents | None = None
-        self._followed: tuple[Result | None, Result | None] = (None, None)
+        self._followed: tuple[Search | None, Round | None] = (None, None)
         self._parts = {part.name: part(self) for part in PARTS}
         self._n_notices = 0
         self._was_mounted = False
@@ -132,11 +166,28 @@ class Explorer(VuetifyTemplate):
             f"{len(labels.positive)} yes, {len(labels.negative)} no>"
         )
 
+    def snapshot(self) -> Snapshot:
+        """Return a static picture of what is shown, for a cell of its own or a report."""
+        return snapshot(self.contents, self._place)
+
+    def _draw(self) -> Snapshot:
+        return snapshot(self._contents, self._place)  # None while the session is being opened
+
+    def _ipython_display_(self) -> None:
+        """Show the widget, and a picture of it for where no widget can run."""
+        opened = threading.Event()
+        self._post(opened.set)
+        opened.wait(OPENING_S)
+        self._poster.display(
+            self._repr_mimebundle_(), lambda: snapshot(self._contents, self._place)
+        )
+
     def close(self) -> None:
         """Stop the threads, let go of the session, and remove the widget from the page."""
         if self._lanes:  # ipywidgets also closes what never got through __init__
             self._stop_observing()
             self._cancel.set()
+            self._poster.close()
         for lane in self._lanes:
             lane.close()
         super().close()
@@ -145,8 +196,7 @@ class Explorer(VuetifyTemplate):
 
     def vue_refine(self, _data: object = None) -> None:
         """Run a round on the present labels."""
-        cancel = self._cancel = threading.Event()
-        self._work.replace(lambda is_stale: self._guard(self._refine, cancel, is_stale))
+        self.refine()
 
     def vue_cancel(self, _data: object = None) -> None:
         """Ask the running search or round to stop."""
@@ -166,9 +216,10 @@ class Explorer(VuetifyTemplate):
         """Open a panel, or close the open one."""
         self._post(self._dock, data)
 
-    def vue_part(self, data: dict[str, Any]) -> None:
-        """Let a part do what its component asks for."""
-        self._post(self._act, data)
+    def vue_part(self, data: dict[str, Any], buffers: Iterable[memoryview] = ()) -> None:
+        """Let a part do what its component asks for; it finds bytes under ``buffers``."""
+        sent = {"buffers": [bytes(each) for each in buffers]} if buffers else {}
+        self._post(self._act, {**data, "data": {**(data.get("data") or {}), **sent}})
 
     def vue_undo(self, _data: object = None) -> None:
         """Undo the latest label change or round."""
@@ -185,13 +236,17 @@ class Explorer(VuetifyTemplate):
             self._was_mounted = True
             self._work.post(lambda: self._guard(self._warm_up))
 
+    def vue_tell(self, data: dict[str, Any]) -> None:
+        """Send a caption that was too long for the page."""
+        self._post(self._tell, data)
+
     # -- what parts may ask for: see `explorer_part.Host` ---------------------------------------
 
     @property
     def contents(self) -> Contents:
         """The latest reading of the session."""
         if self._contents is None:
-            self._contents = self._adjusted(Contents.of(self.session))
+            self._contents = self._adjusted(Contents.of(self.session, self._page_size))
         return self._contents
 
     @property
@@ -204,18 +259,16 @@ class Explorer(VuetifyTemplate):
         self._place = self.contents.settle(place)
         rows = self.contents.page_rows(self._place)
         if rows != [item["row"] for item in self.view.get("items", [])]:
-            sent = threading.Event()
-            self._images.replace(
-                lambda is_stale: self._guard(self._send_images, rows, is_stale, sent)
-            )
-            sent.wait(IMAGES_FIRST_S)
+            following = replace(self._place, page=self._place.page + 1)
+            self._pictures.show(rows, ahead=self.contents.page_rows(following))
         with self.hold_sync():
             self.view = page_view(self.contents, self._place)
             self.update()
+        self._poster.follow(self._draw)
 
     def refresh(self, tab: str | None = None) -> None:
         """Read the session anew, let parts adjust it, and show the place, or another tab."""
-        self._contents = self._adjusted(Contents.of(self.session))
+        self._contents = self._adjusted(Contents.of(self.session, self._page_size))
         self.show(self._place if tab is None else Place(tab))
 
     def update(self, *parts: Part) -> None:
@@ -251,6 +304,15 @@ class Explorer(VuetifyTemplate):
 
         self._work.replace(lambda is_stale: self._guard(run, is_stale))
 
+    def aside(self, job: Callable[[Callable[[], bool]], None]) -> None:
+        """Run a quick reading job on a lane of its own; of several waiting, only the latest."""
+        self._aside.replace(lambda is_stale: self._guard(job, is_stale))
+
+    def refine(self, *, threshold: float | None = None) -> None:
+        """Run a round on the present labels; without a threshold, at that of the latest one."""
+        cancel = self._cancel = threading.Event()
+        self._work.replace(lambda is_stale: self._guard(self._refine, threshold, cancel, is_stale))
+
     def post(self, action: Callable[..., None], *args: Any) -> None:
         """Run `action` on the ui lane; what goes wrong is shown in the widget."""
         self._post(action, *args)
@@ -266,7 +328,9 @@ class Explorer(VuetifyTemplate):
         with contextlib.suppress(ClipBranchesError):
             self.session.warm_up()
 
-    def _refine(self, cancel: threading.Event, is_stale: Callable[[], bool]) -> None:
+    def _refine(
+        self, threshold: float | None, cancel: threading.Event, is_stale: Callable[[], bool]
+    ) -> None:
         last_stage, last_time = "", 0.0
 
         def progress(stage: str, fraction: float) -> None:
@@ -287,8 +351,12 @@ class Explorer(VuetifyTemplate):
 
         self._post(self._set_task, "refine", "Starting", 0.0)
         is_done = False
+        if threshold is None:
+            threshold = kept_threshold(self.session.result)
         try:
-            self.session.refine(progress=progress, partial=partial, cancel=cancel)
+            self.session.refine(
+                threshold=threshold, progress=progress, partial=partial, cancel=cancel
+            )
             is_done = True
         finally:
             self._post(self._set_task)
@@ -309,9 +377,9 @@ class Explorer(VuetifyTemplate):
 
     def _refresh(self) -> None:
         """Read the session anew; a new search or round is shown, anything else keeps the page."""
-        hits, result = self.session.hits, self.session.result
-        is_same = self._contents is not None and (hits, result) == self._followed
-        self._followed = hits, result
+        asked = self.session.asked
+        is_same = self._contents is not None and asked == self._followed
+        self._followed = asked
         self.refresh(None if is_same else "")
 
     def _adjusted(self, contents: Contents) -> Contents:
@@ -321,11 +389,17 @@ class Explorer(VuetifyTemplate):
 
     def _show_so_far(self, result: Result, n_before: int) -> None:
         """Show the answer of a running round as it stands; only the first one changes the tab."""
-        self._contents = (self._contents or Contents.of(self.session)).with_result(result)
+        self._contents = (self._contents or Contents.of(self.session, self._page_size)).with_result(
+            result
+        )
         self.show(self._place if n_before else Place("result"))
 
     def _go(self, data: dict[str, Any]) -> None:
-        self.show(Place(str(data.get("tab", self._place.tab)), int(data.get("page", 0))))
+        page, size = int(data.get("page", 0)), int(data.get("page_size", self._page_size))
+        if size in PAGE_SIZES and size != self._page_size:
+            self._page_size = size
+            self._contents = replace(self.contents, page_size=size)
+        self.show(Place(str(data.get("tab", self._place.tab)), page))
 
     def _label(self, data: dict[str, Any]) -> None:
         rows, value = [int(row) for row in data["rows"]], int(data["value"])
@@ -357,43 +431,16 @@ class Explorer(VuetifyTemplate):
         self.say(f"{verb}: {what}" if what else "Nothing left to undo or redo.")
 
     def _resend(self, data: dict[str, Any]) -> None:
-        rows = self.session.catalog.check_rows(list(data.get("rows", []))[:MAX_ASKED]).tolist()
-        if rows:
-            sent = threading.Event()
-            self._images.post(lambda: self._guard(self._send_images, rows, lambda: False, sent))
+        if data.get("is_new"):
+            self._pictures.forget_ahead()
+        self._pictures.send(list(data.get("rows", [])), int(data.get("size", THUMBNAIL_PX)))
+
+    def _tell(self, data: dict[str, Any]) -> None:
+        row = int(data["row"])
+        self.message("caption", row, shorten(self.session.catalog.caption(row), MAX_TOLD_CHARS))
 
     def _set_task(self, name: str = "", stage: str = "", fraction: float = 0.0) -> None:
         self.task = {"name": name, "stage": stage, "fraction": round(fraction, 3)}
-
-    # -- on the images lane ------------------------------------------------------------------------
-
-    def _send_images(
-        self, rows: list[int], is_stale: Callable[[], bool], sent: threading.Event
-    ) -> None:
-        """Send the pictures of `rows`, in one message unless they are slow; set `sent`."""
-        ready: dict[int, bytes] = {}
-        since = time.monotonic()
-        for row in rows:
-            if is_stale():
-                return
-            ready[row] = self._image_bytes(row)
-            if time.monotonic() - since >= SEND_AFTER_S:
-                self._send_batch(ready)
-                ready, since = {}, time.monotonic()
-        if ready:
-            self._send_batch(ready)
-        sent.set()
-
-    def _image_bytes(self, row: int) -> bytes:
-        """Return the row's thumbnail, empty when the image is gone or broken."""
-        try:
-            return self.session.catalog.thumbnail(row, size=THUMBNAIL_PX)
-        except ImageReadError as error:
-            log.info("no thumbnail for row %d: %s", row, error)
-            return b""
-
-    def _send_batch(self, images: dict[int, bytes]) -> None:
-        self.message("thumbs", list(images), buffers=images.values())
 
     # -- errors -----------------------------------------------------------------------------------
 

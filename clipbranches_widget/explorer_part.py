@@ -56,6 +56,15 @@ class Host(Protocol):
         whether it was cancelled or outdated. Whatever it shows, it hands to `post`.
         """
 
+    def aside(self, job: Callable[[Callable[[], bool]], None]) -> None:
+        """Run a quick reading job beside everything else; of several waiting, only the latest.
+
+        It gets a function that says whether a later one has come.
+        """
+
+    def refine(self, *, threshold: float | None = None) -> None:
+        """Run a round on the present labels; without a threshold, at that of the latest one."""
+
     def post(self, action: Callable[..., None], *args: Any) -> None:
         """Run `action` on the ui lane, after what is waiting there."""
 

@@ -7,18 +7,22 @@ one page of rows and never image bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clipbranches_widget.session_events import RULE_CHANGES
 
 if TYPE_CHECKING:
     from clipbranches_widget.result import Result
     from clipbranches_widget.session import Session
 
 PAGE_SIZE = 60
-"""Images on a page."""
+"""Images on a page, unless the user chose another of `PAGE_SIZES`."""
+
+PAGE_SIZES = (60, 120, 240)
 
 MAX_CAPTION_CHARS = 200
 """Longest caption sent to the browser; longer ones end in an ellipsis."""
@@ -41,6 +45,28 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Extra:
+    """A tab that a part adds for as long as it is wanted.
+
+    Attributes
+    ----------
+    text : str
+        On the tab.
+    headline : str
+        What it shows, without the count.
+    part : str
+        Name of the part; its action ``close_tab`` takes the tab away.
+    result : Result or None
+        Whose scores and rules its rows have.
+    """
+
+    text: str
+    headline: str
+    part: str
+    result: Result | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """One consistent reading of a session, enough to draw any page of it.
 
@@ -50,15 +76,21 @@ class Contents:
         Rows of each tab that has any, in the order shown; never copied.
     hits, result : Result or None
         The latest search and the latest round.
+    page_size : int
+        Images on a page.
+    extras : dict of str to Extra
+        Tabs that parts added; their rows are in `ranked`.
     """
 
     session: Session
     ranked: dict[str, Rows]
     hits: Result | None
     result: Result | None
+    page_size: int = PAGE_SIZE
+    extras: dict[str, Extra] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, session: Session) -> Contents:
+    def of(cls, session: Session, page_size: int = PAGE_SIZE) -> Contents:
         """Read the session's labels, search and round."""
         labels = session.labels
         hits = session.hits
@@ -72,15 +104,20 @@ class Contents:
             ranked["yes"] = labels.positive
         if len(labels.negative):
             ranked["no"] = labels.negative
-        return cls(session, ranked, hits, result)
+        return cls(session, ranked, hits, result, page_size)
 
     def with_result(self, result: Result) -> Contents:
-        """Return these contents with the answer of a round that is still running."""
+        """Return these contents with another answer, as of a round that is still running."""
         return replace(self, ranked={**self.ranked, "result": result.rows}, result=result)
+
+    def with_tab(self, name: str, rows: Rows, extra: Extra) -> Contents:
+        """Return these contents with one more tab."""
+        ranked, extras = {**self.ranked, name: rows}, {**self.extras, name: extra}
+        return replace(self, ranked=ranked, extras=extras)
 
     def best_tab(self) -> str:
         """Return the tab to open first: the later of search and round, else everything."""
-        tabs = {"search": "hits", "refine": "result"}
+        tabs = {"search": "hits", **dict.fromkeys(("refine", "go_back", *RULE_CHANGES), "result")}
         for event in reversed(self.session.history):
             if not event.undone and tabs.get(event.action) in self.ranked:
                 return tabs[event.action]
@@ -89,13 +126,59 @@ class Contents:
     def settle(self, place: Place) -> Place:
         """Return `place` moved to a tab and page that exist."""
         tab = place.tab if place.tab in self.ranked else self.best_tab()
-        n_pages = max(1, -(-len(self.ranked[tab]) // PAGE_SIZE))
-        return replace(place, tab=tab, page=min(max(place.page, 0), n_pages - 1))
+        return replace(place, tab=tab, page=min(max(place.page, 0), self.n_pages(tab) - 1))
+
+    def n_pages(self, tab: str) -> int:
+        """Return the number of pages of a tab: at least one."""
+        return max(1, -(-len(self.ranked[tab]) // self.page_size))
 
     def page_rows(self, place: Place) -> list[int]:
-        """Return the rows of one page."""
-        first = place.page * PAGE_SIZE
-        return [int(row) for row in self.ranked[place.tab][first : first + PAGE_SIZE]]
+        """Return the rows of one page; none beyond the last."""
+        first = place.page * self.page_size
+        return [int(row) for row in self.ranked[place.tab][first : first + self.page_size]]
+
+    def row_at(self, tab: str, rank: int) -> int | None:
+        """Return the row at a rank of a tab, counted from 0; None outside."""
+        ranked = self.ranked[tab]
+        return int(ranked[rank]) if 0 <= rank < len(ranked) else None
+
+    def rank_of(self, tab: str, row: int, near: int = 0) -> int | None:
+        """Return the rank of a row in a tab, None if it is not there.
+
+        `O(1)` for the whole catalog and at rank `near`, else one pass over the tab's rows.
+        """
+        ranked = self.ranked[tab]
+        if self.row_at(tab, near) == row:
+            return near
+        if isinstance(ranked, range):
+            return ranked.index(row) if row in ranked else None
+        found = np.flatnonzero(ranked == row)
+        return int(found[0]) if found.size else None
+
+    def scored(self, tab: str, first: int, rows: Sequence[int]) -> list[tuple[float, int] | None]:
+        """Return score and branch id of `rows`, which a tab shows from rank `first` on.
+
+        None for a row that the tab's search or round did not rank.
+        """
+        shown = self.shown(tab)
+        if shown is None:
+            return [None] * len(rows)
+        ranks = np.arange(first, min(first + len(rows), len(shown)))
+        if not np.array_equal(
+            shown.rows[ranks], rows
+        ):  # a part of the ranking, or in another order
+            ranks = np.flatnonzero(np.isin(shown.rows, rows))
+        known = {
+            int(shown.rows[rank]): (float(shown.scores[rank]), int(shown.branch_ids[rank]))
+            for rank in ranks
+        }
+        return [known.get(row) for row in rows]
+
+    def shown(self, tab: str) -> Result | None:
+        """Return the search or round that a tab belongs to."""
+        if tab in self.extras:
+            return self.extras[tab].result
+        return {"hits": self.hits, "result": self.result}.get(tab)
 
 
 def page_view(contents: Contents, place: Place) -> dict[str, Any]:
@@ -110,27 +193,42 @@ def page_view(contents: Contents, place: Place) -> dict[str, Any]:
     """
     rows = contents.page_rows(place)
     n_rows = len(contents.ranked[place.tab])
-    first = place.page * PAGE_SIZE
-    shown = {"hits": contents.hits, "result": contents.result}.get(place.tab)
-    catalog = contents.session.catalog
-    items = [{"row": row, "caption": shorten(catalog.caption(row))} for row in rows]
-    if shown is not None:
-        for offset, item in enumerate(items):
-            item["score"] = f"{float(shown.scores[first + offset]):.3f}"
-            item["branch"] = int(shown.branch_ids[first + offset])
+    first = place.page * contents.page_size
+    shown = contents.shown(place.tab)
     return {
         "tab": place.tab,
         "page": place.page,
-        "n_pages": max(1, -(-n_rows // PAGE_SIZE)),
+        "page_size": contents.page_size,
+        "n_pages": contents.n_pages(place.tab),
         "n_rows": n_rows,
+        "first": first,
         "range": f"{first + 1:,}\u2013{first + len(rows):,} of {n_rows:,}" if rows else "0 of 0",
         "headline": headline(contents, place),
         "notes": list(shown.notes) if shown is not None else [],
         "branches": [shorten(each.text, MAX_RULE_CHARS) for each in shown.branches]
         if shown
         else [],
-        "items": items,
+        "items": _items(contents, place, rows),
+        "extras": {
+            name: {"text": extra.text, "part": extra.part}
+            for name, extra in contents.extras.items()
+        },
     }
+
+
+def _items(contents: Contents, place: Place, rows: list[int]) -> list[dict[str, Any]]:
+    """Return what a page shows of each image; `is_cut` where the caption goes on."""
+    catalog, items = contents.session.catalog, []
+    scores = contents.scored(place.tab, place.page * contents.page_size, rows)
+    for row, scored in zip(rows, scores, strict=True):
+        caption = catalog.caption(row)
+        item: dict[str, Any] = {"row": row, "caption": shorten(caption)}
+        if len(caption) > MAX_CAPTION_CHARS:
+            item["is_cut"] = True
+        if scored is not None:
+            item["score"], item["branch"] = f"{scored[0]:.3f}", scored[1]
+        items.append(item)
+    return items
 
 
 def marks_view(contents: Contents, place: Place, others: Sequence[int] = ()) -> dict[str, Any]:
@@ -139,12 +237,14 @@ def marks_view(contents: Contents, place: Place, others: Sequence[int] = ()) -> 
     `others` are rows that are shown beside the page.
     """
     session, labels = contents.session, contents.session.labels
-    rows = {*contents.page_rows(place), *others}
+    found = labels.among([*contents.page_rows(place), *others])
+    signs = [(found.positive, 1), (found.negative, -1)]
+    tabs = (*TABS, *contents.extras)
     return {
-        "rows": {str(row): sign for row in rows if (sign := labels.get(row))},
+        "rows": {str(row): sign for rows, sign in signs for row in rows.tolist()},
         "n_yes": len(labels.positive),
         "n_no": len(labels.negative),
-        "tabs": {tab: len(contents.ranked[tab]) for tab in TABS if tab in contents.ranked},
+        "tabs": {tab: len(contents.ranked[tab]) for tab in tabs if tab in contents.ranked},
         "is_stale": session.is_stale,
         "can_undo": session.can_undo,
         "can_redo": session.can_redo,
@@ -155,6 +255,8 @@ def headline(contents: Contents, place: Place) -> str:
     """Say in one line what the page belongs to, with counts and times."""
     n_rows = len(contents.ranked[place.tab])
     images = "image" if n_rows == 1 else "images"
+    if place.tab in contents.extras:
+        return f"{n_rows:,} {images} {contents.extras[place.tab].headline}"
     if place.tab == "result" and (result := contents.result) is not None:
         share = result.n_touched / max(result.n_total, 1)
         took = seconds_text(result.timings)
@@ -165,7 +267,9 @@ def headline(contents: Contents, place: Place) -> str:
         about = f" to \u201c{shorten(hits.query_text, 80)}\u201d" if hits.query_text else ""
         return f"{n_rows:,} nearest {images}{about}{seconds_text(hits.timings)}"
     if place.tab == "catalog":
-        return f"{n_rows:,} {images} in the catalog"
+        n_total = len(contents.session.catalog)
+        of = f" of {n_total:,}" if n_rows < n_total else ""
+        return f"{n_rows:,}{of} {images} in the catalog"
     return f"{n_rows:,} {images} marked {place.tab}"
 
 

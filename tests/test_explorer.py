@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import logging
 import threading
 import time
@@ -10,6 +12,7 @@ import comm
 import numpy as np
 import pytest
 from comm.base_comm import BaseComm
+from PIL import Image
 from word_encoder import WordEncoder, build_catalog
 
 from clipbranches_widget import refine
@@ -81,7 +84,8 @@ def explore(monkeypatch):
 def settle(*explorers):
     """Wait until everything posted so far, and what it posted in turn, is done."""
     for explorer in explorers:
-        for lane in (explorer._work, explorer._ui, explorer._images, explorer._ui):
+        ui, work, *reading = explorer._lanes
+        for lane in (ui, work, ui, *reading, ui):
             done = threading.Event()
             lane.post(done.set)
             assert lane._is_closed or done.wait(60)
@@ -195,6 +199,44 @@ def test_a_hostile_caption_stays_text_and_a_long_one_is_cut(session):
     assert items[4]["caption"] == ""
 
 
+class Millions:
+    """Two million rows that can be sliced a page at a time, and nothing else."""
+
+    def __len__(self):
+        return 2_000_000
+
+    def __getitem__(self, part):
+        assert isinstance(part, slice)
+        assert part.stop - part.start <= PAGE_SIZE
+        return np.arange(part.start, part.stop) % N_ROWS
+
+    def __array__(self, *_arguments, **_options):
+        raise AssertionError("the whole ranking was converted")
+
+    __iter__ = tolist = __array__
+
+
+def test_a_page_of_millions_reads_only_its_slice(session):
+    contents = dataclasses.replace(Contents.of(session), ranked={"catalog": Millions()})
+    place = contents.settle(Place("catalog", 20_000))
+    view = page_view(contents, place)
+    assert [item["row"] for item in view["items"]] == list(range(300, 360))
+    assert view["range"] == "1,200,001\u20131,200,060 of 2,000,000"
+    assert view["n_pages"] == 33_334
+    assert marks_view(contents, place)["tabs"] == {"catalog": 2_000_000}
+
+
+def test_a_part_of_a_ranking_keeps_its_scores(session):
+    hits = session.search("bird", k=130)
+    part = hits.rows[5::3]
+    contents = dataclasses.replace(
+        Contents.of(session), ranked={"catalog": range(N_ROWS), "hits": part}
+    )
+    items = page_view(contents, Place("hits"))["items"]
+    assert [item["row"] for item in items] == part.tolist()
+    assert [item["score"] for item in items] == [f"{score:.3f}" for score in hits.scores[5::3]]
+
+
 # -- the widget -----------------------------------------------------------------------------------
 
 
@@ -289,6 +331,36 @@ def test_paging_and_tabs(session, explore):
     assert explorer.view["tab"] == "catalog"
 
 
+def test_the_size_of_a_page_can_be_chosen(session, explore):
+    explorer = explore(session)
+    act(explorer, "go", tab="catalog", page=2, page_size=240)
+    assert shown(explorer) == list(range(480, 720))
+    assert (explorer.view["n_pages"], explorer.view["page_size"]) == (4, 240)
+    session.search("bird", k=130)
+    settle(explorer)
+    assert len(shown(explorer)) == 130
+    act(explorer, "go", tab="catalog", page=99, page_size=7)
+    assert explorer.view["range"] == "721\u2013900 of 900"
+
+
+def test_a_page_is_one_label_action_and_one_undo(session, explore):
+    explorer = explore(session)
+    act(explorer, "label", rows=[3], value=-1)
+    act(explorer, "label", rows=list(range(60)), value=1)
+    assert len(session.labels.positive) == 60
+    assert len(session.history) == 2
+    act(explorer, "undo")
+    assert session.labels.to_dict() == {"positive": [], "negative": [3]}
+
+
+def test_a_cut_caption_is_told_whole(session, explore):
+    explorer = explore(session)
+    items = explorer.view["items"]
+    assert [item["row"] for item in items if item.get("is_cut")] == [2]
+    act(explorer, "tell", row=2)
+    assert messages(explorer, "caption") == [[2, "x" * 10_000]]
+
+
 def test_two_explorers_on_one_session_stay_in_step(session, explore):
     one, two = explore(session), explore(session)
     act(one, "part", part="query", action="search", data={"text": "tree"})
@@ -317,11 +389,18 @@ def picture_catalog(tmp_path_factory):
     return build_catalog(path, 130, with_images=True)
 
 
+def messages(explorer, method):
+    """Return the arguments of every message of a method, in order."""
+    sent = [data["content"] for _, data, _ in explorer.comm.sent if data.get("method") == "custom"]
+    return [content["args"] for content in sent if content["method"] == method]
+
+
 def test_a_page_of_images_is_sent_and_lost_ones_are_empty(picture_catalog, tmp_path, explore):
     explorer = explore(Session(picture_catalog, tmp_path / "s.jsonl"))
     images = explorer.comm.images()
-    assert list(images) == list(range(PAGE_SIZE))
-    assert {row for row, data in images.items() if not data} == set(range(9, PAGE_SIZE, 10))
+    n_sent = 2 * PAGE_SIZE  # the next page's follow
+    assert list(images) == list(range(n_sent))
+    assert {row for row, data in images.items() if not data} == set(range(9, n_sent, 10))
     assert all(bytes(data[8:12]) == b"WEBP" for data in images.values() if data)
     assert max(map(len, images.values())) <= 10_240
     assert "WEBP" not in repr(explorer.comm.states())
@@ -332,6 +411,36 @@ def test_a_mounted_view_gets_the_images_it_lacks(picture_catalog, tmp_path, expl
     explorer.comm.sent.clear()
     act(explorer, "ready", rows=[3, 4, 128])
     assert list(explorer.comm.images()) == [3, 4, 128]
+
+
+def test_the_next_page_is_sent_ahead_and_not_again(picture_catalog, tmp_path, explore):
+    explorer = explore(Session(picture_catalog, tmp_path / "s.jsonl"))
+    assert [rows for (rows,) in messages(explorer, "thumbs")] == [
+        list(range(60)),
+        list(range(60, 120)),
+    ]
+    explorer.comm.sent.clear()
+    act(explorer, "go", tab="catalog", page=1)
+    assert list(explorer.comm.images()) == list(range(120, 130))
+
+
+def test_a_view_that_comes_later_gets_what_was_sent_ahead(picture_catalog, tmp_path, explore):
+    explorer = explore(Session(picture_catalog, tmp_path / "s.jsonl"))
+    act(explorer, "ready", rows=[], is_new=True)
+    explorer.comm.sent.clear()
+    act(explorer, "go", tab="catalog", page=1)
+    assert list(explorer.comm.images()) == list(range(60, 130))
+
+
+def test_larger_pictures_are_sent_to_who_asks(picture_catalog, tmp_path, explore):
+    explorer = explore(Session(picture_catalog, tmp_path / "s.jsonl"))
+    explorer.comm.sent.clear()
+    act(explorer, "ready", rows=[3, 9], size=250)
+    ((rows, size),) = messages(explorer, "sharp")
+    assert (rows, size) == ([3, 9], 320)
+    ((_, _, (picture, lost)),) = [each for each in explorer.comm.sent if each[2]]
+    assert Image.open(io.BytesIO(picture)).size == (200, 150)  # as large as the original is
+    assert lost == b""
 
 
 # -- trouble --------------------------------------------------------------------------------------

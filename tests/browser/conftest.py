@@ -65,6 +65,13 @@ def browser():
 class Lab:
     """A running JupyterLab server with folders of its own."""
 
+    module = "jupyterlab"
+    options = (
+        "--expose-app-in-browser",
+        "--LabApp.news_url=",
+        "--LabApp.extension_manager=readonly",
+    )
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.notebooks = root / "notebooks"
@@ -77,10 +84,9 @@ class Lab:
         self._log = (root / "server.log").open("wb")
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser"),
+                *(sys.executable, "-m", self.module, "--no-browser", *self.options),
                 *("--allow-root", "--IdentityProvider.token=", f"--ServerApp.port={port}"),
                 *("--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.notebooks}"),
-                *("--LabApp.news_url=", "--LabApp.extension_manager=readonly"),
                 "--ServerApp.disable_check_xsrf=True",
             ],
             env=self._environment(),
@@ -110,6 +116,10 @@ class Lab:
         for name, values in settings.items():
             (folder / f"{name}.jupyterlab-settings").write_text(json.dumps(values))
 
+    def address(self, name: str, workspace: str, *, reset: bool) -> str:
+        """Return the address of a notebook, in a workspace of its own."""
+        return f"{self.url}/lab/workspaces/{workspace}/tree/{name}{'?reset' if reset else ''}"
+
     def wait(self) -> None:
         """Return once the server answers."""
         end = time.monotonic() + START_TIMEOUT_S
@@ -122,7 +132,7 @@ class Lab:
             except OSError:
                 time.sleep(0.1)
         log = (self.root / "server.log").read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"JupyterLab did not start in {START_TIMEOUT_S} s:\n{log}")
+        raise RuntimeError(f"{self.module} did not start in {START_TIMEOUT_S} s:\n{log}")
 
     def stop(self) -> None:
         """Shut the kernels and the server down."""
@@ -155,6 +165,28 @@ def lab(tmp_path_factory, browser):
         server.stop()
 
 
+class Notebook7(Lab):
+    """A running Notebook 7 server with folders of its own."""
+
+    module = "notebook"
+    options = ("--JupyterNotebookApp.expose_app_in_browser=True",)
+
+    def address(self, name: str, workspace: str, *, reset: bool) -> str:  # noqa: ARG002
+        """Return the address of a notebook; there are no workspaces."""
+        return f"{self.url}/notebooks/{name}"
+
+
+@pytest.fixture(scope="session")
+def notebook7(tmp_path_factory, browser):
+    """A Notebook 7 server."""
+    server = Notebook7(tmp_path_factory.mktemp("notebook7"))
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
 class NotebookPage:
     """One browser page with one open notebook; acts on what is visible, as a user does."""
 
@@ -171,8 +203,7 @@ class NotebookPage:
 
     def open(self, *, reset: bool = True):
         """Go to the notebook in a workspace of its own and wait for its kernel."""
-        query = "?reset" if reset else ""
-        self.page.goto(f"{self.lab.url}/lab/workspaces/{self.workspace}/tree/{self.name}{query}")
+        self.page.goto(self.lab.address(self.name, self.workspace, reset=reset))
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         self.wait_idle()
         return self
@@ -294,6 +325,14 @@ class NotebookPages:
 def open_notebook(lab, browser, request):
     """Return a function that opens notebooks for one test (see `NotebookPages`)."""
     pages = NotebookPages(lab, browser, request.node.name)
+    yield pages
+    pages.close()
+
+
+@pytest.fixture
+def open_in_notebook7(notebook7, browser, request):
+    """Return a function that opens notebooks in Notebook 7 for one test."""
+    pages = NotebookPages(notebook7, browser, request.node.name)
     yield pages
     pages.close()
 

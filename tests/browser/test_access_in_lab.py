@@ -25,7 +25,9 @@ SERIOUS = {"serious", "critical"}
 
 @pytest.fixture(scope="module")
 def shared(open_shared_notebook, word_catalog):
-    return open_shared_notebook([SETUP.format(tests=str(TESTS), catalog=str(word_catalog)), EXPLORE])
+    return open_shared_notebook(
+        [SETUP.format(tests=str(TESTS), catalog=str(word_catalog)), EXPLORE]
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,146 @@
+"""The export panel, copied code and the static picture, in a real JupyterLab."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+TESTS = Path(__file__).parents[1]
+SETUP = """
+import sys, tempfile, os
+sys.path.insert(0, {tests!r})
+from word_encoder import WordEncoder
+import clipbranches_widget as cb
+catalog = cb.open({catalog!r})
+folder = tempfile.mkdtemp()
+os.chdir(folder)
+session = cb.Session(catalog, folder + "/session.jsonl", encoder=WordEncoder())
+session.search("striped bird")
+session.label(positive=session.hits[:5], negative=session.hits[-5:])
+session.refine()
+print(folder)
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(open_shared_notebook, word_catalog):
+    setup = SETUP.format(tests=str(TESTS), catalog=str(word_catalog))
+    cells = [setup, "explorer = cb.Explorer(session)\nexplorer"]
+    return open_shared_notebook(cells, permissions=["clipboard-read", "clipboard-write"])
+
+
+@pytest.fixture
+def nb(shared):
+    """The shared notebook with every cell run anew, and the export panel open."""
+    shared.theme("JupyterLab Light")
+    shared.console.clear()
+    shared.page.set_viewport_size({"width": 1280, "height": 1000})
+    shared.run_all()
+    shared.explorer().get_by_role("button", name="Export").click()
+    shared.explorer().locator(".cbw-export").wait_for()
+    yield shared
+    assert shared.console == []
+
+
+def kernel_json(nb, expression):
+    return json.loads(nb.run_cell(f"import json; print(json.dumps({expression}))"))
+
+
+def written(panel):
+    """Return what the panel says was written."""
+    said = panel.locator(".cbw-export-said bdi")
+    said.wait_for()
+    return said.inner_text()
+
+
+def test_a_table_is_written_where_the_panel_says(nb, artifacts):
+    explorer = nb.explorer()
+    nb.wait_painted(explorer)
+    panel = explorer.locator(".cbw-export")
+    folder = Path(kernel_json(nb, "folder"))
+    n_found = kernel_json(nb, "len(session.result)")
+    path = panel.get_by_role("textbox", name="File to write")
+    assert path.input_value() == "striped-bird-result.parquet"
+    assert str(folder) in panel.locator(".cbw-export-where").inner_text()
+    assert panel.get_by_label("What to write").locator("option").all_inner_texts() == [
+        f"All matches ({n_found})",
+        "Search (60)",
+        "Yes (5)",
+        "No (5)",
+    ]
+    panel.get_by_role("button", name="Write").click()
+    file = folder / "striped-bird-result.parquet"
+    assert written(panel) == f"{n_found:,} rows written to {file}"
+    assert pd.read_parquet(file)["row"].tolist() == kernel_json(nb, "session.result.rows.tolist()")
+    nb.shot(artifacts, "export-panel", explorer)
+    nb.theme("JupyterLab Dark")
+    nb.page.set_viewport_size({"width": 620, "height": 1000})
+    nb.shot(artifacts, "export-panel-dark-narrow", explorer)
+
+
+def test_an_existing_file_is_kept_until_the_box_is_ticked(nb):
+    explorer = nb.explorer()
+    panel = explorer.locator(".cbw-export")
+    folder = Path(kernel_json(nb, "folder"))
+    (folder / "mine.csv").write_text("mine")
+    panel.get_by_label("Format").select_option("csv")
+    panel.get_by_label("What to write").select_option("yes")
+    panel.get_by_role("textbox", name="File to write").fill("mine.csv")
+    panel.get_by_role("button", name="Write").click()
+    alert = explorer.get_by_role("alert")
+    alert.wait_for()
+    assert "found one: overwrite=True replaces it" in alert.inner_text()
+    assert (folder / "mine.csv").read_text() == "mine"
+    panel.get_by_label("replace what is there").check()
+    panel.get_by_role("button", name="Write").click()
+    assert written(panel) == f"5 rows written to {folder / 'mine.csv'}"
+    rows = pd.read_csv(folder / "mine.csv")["row"].tolist()
+    assert sorted(rows) == kernel_json(nb, "session.labels.positive.tolist()")
+
+
+def test_images_go_into_a_folder_for_each_rule(nb):
+    panel = nb.explorer().locator(".cbw-export")
+    folder = Path(kernel_json(nb, "folder"))
+    panel.get_by_label("Format").select_option("images")
+    panel.get_by_label("a folder for each rule").check()
+    path = panel.get_by_role("textbox", name="Folder to write to")
+    assert path.input_value() == "striped-bird-result"
+    path.press("Enter")
+    said = written(panel)
+    files = sorted(folder.glob("striped-bird-result/R*/*.png"))
+    assert said.startswith(f"{len(files)} images written to {folder / 'striped-bird-result'}")
+    rows = {int(file.stem) for file in files}
+    assert rows == {row for row in kernel_json(nb, "list(session.result)") if row % 10 != 9}
+
+
+def test_the_copied_code_makes_the_state_anew(nb):
+    panel = nb.explorer().locator(".cbw-export")
+    panel.get_by_role("button", name="Copy as code").click()
+    panel.get_by_role("button", name="Copied").wait_for()
+    code = nb.page.evaluate("navigator.clipboard.readText()")
+    assert code == kernel_json(nb, "session.to_code()")
+    assert code == panel.get_by_label("Code that makes this state anew").input_value()
+    nb.run_cell(f"again = {{}}\nexec({code!r}, again)")
+    assert kernel_json(nb, "list(again['result'])") == kernel_json(nb, "list(session.result)")
+    # The next label shows in the code at once.
+    nb.image_cell(nb.explorer(), 8).get_by_role("button", name="Mark no").click()
+    row = nb.rows_shown(nb.explorer())[8]
+    nb.page.wait_for_function(
+        "([area, row]) => new RegExp(`label.negative=.${row}.`).test(area.value)",
+        arg=[panel.locator("textarea").element_handle(), row],
+    )
+
+
+def test_without_a_clipboard_the_code_is_selected(nb):
+    panel = nb.explorer().locator(".cbw-export")
+    nb.page.evaluate(
+        "() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no'));"
+        " document.execCommand = () => false; }"
+    )
+    panel.get_by_role("button", name="Copy as code").click()
+    selected = "area => area.value.slice(area.selectionStart, area.selectionEnd) === area.value"
+    nb.page.wait_for_function(selected, arg=panel.locator("textarea").element_handle())
+    assert panel.locator("textarea").evaluate("area => area === document.activeElement")

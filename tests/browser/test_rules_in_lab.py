@@ -1,0 +1,209 @@
+"""The panel of rules in a real JupyterLab; one kernel serves all tests here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+SETUP = """
+import json, sys, tempfile, pathlib
+sys.path.insert(0, {tests!r})
+from word_encoder import WordEncoder
+from clipbranches_widget.catalog import Catalog
+from clipbranches_widget.explorer import Explorer
+from clipbranches_widget.session import Session
+catalog = Catalog.open({catalog!r})
+words = catalog.items.column("caption").to_pylist()
+birds = [row for row, text in enumerate(words) if " bird " in text]
+fishes = [row for row, text in enumerate(words) if " fish " in text]
+"""
+NEW_SESSION = """
+path = pathlib.Path(tempfile.mkdtemp()) / "session.jsonl"
+session = Session(catalog, path, encoder=WordEncoder())
+session.search("bird", k=300)
+session.label(positive=birds[:6], negative=fishes[:6])
+session.refine()
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(open_shared_notebook, word_catalog):
+    setup = SETUP.format(tests=str(TESTS), catalog=str(word_catalog))
+    return open_shared_notebook([setup, NEW_SESSION, "explorer = Explorer(session)\nexplorer"])
+
+
+@pytest.fixture
+def nb(shared):
+    """The shared notebook with every cell run anew: a new session with a round."""
+    shared.theme("JupyterLab Light")
+    shared.console.clear()
+    shared.page.set_viewport_size({"width": 1280, "height": 1100})
+    shared.run_all()
+    yield shared
+    assert shared.console == []
+
+
+@pytest.fixture
+def rules(nb):
+    """The open panel, with its pictures."""
+    explorer = nb.explorer()
+    explorer.get_by_role("button", name="Rules").click()
+    panel = explorer.get_by_role("region", name="Rules")
+    panel.locator("li").first.wait_for()
+    return panel
+
+
+def kernel_json(nb, expression):
+    return json.loads(nb.run_cell(f"print(json.dumps({expression}))"))
+
+
+def wait_kernel(nb, expression, expected):
+    """Wait until an expression in the kernel has a value; clicks arrive after the browser."""
+    for _ in range(100):
+        value = kernel_json(nb, expression)
+        if value == expected:
+            return
+        nb.page.wait_for_timeout(50)
+    assert value == expected
+
+
+def button(where, name):
+    return where.get_by_role("button", name=name, exact=True)
+
+
+def text_of(rule):
+    return " ".join(rule.inner_text().split())
+
+
+def test_each_rule_tells_what_it_found(nb, rules):
+    result = kernel_json(
+        nb,
+        "[[b.text[:50], b.n_rows, int((session.result.branch_ids == b.id).sum()), b.n_positive,"
+        " b.n_negative, list(b.example_rows), b.box is not None] for b in session.result.branches]",
+    )
+    shown = rules.locator("li")
+    assert shown.count() == len(result)
+    for number, (text, n_rows, n_matches, n_yes, n_no, examples, is_rule) in enumerate(result):
+        rule = shown.nth(number)
+        said = text_of(rule)
+        assert said.startswith(f"R{number + 1} ")
+        assert " ".join(text.split()) in said
+        assert f"{n_matches:,} of the matches" in said
+        assert f"{n_yes} yes {n_no} no" in said
+        assert (f"{n_rows:,} in the catalog" in said) == is_rule
+        assert rule.locator(".cbw-thumb").count() == len(examples)
+    nb.wait_painted(rules)
+
+
+def test_a_click_on_an_example_zooms(nb, rules):
+    rules.locator(".cbw-thumb").first.click()
+    row = kernel_json(nb, "session.result.branches[0].example_rows[0]")
+    wait_kernel(nb, "explorer.zoom.get('row')", row)
+    nb.page.keyboard.press("Escape")
+    wait_kernel(nb, "explorer.zoom.get('row')", None)
+
+
+def test_switching_off_and_on_changes_the_matches(nb, rules):
+    explorer = nb.explorer()
+    before = kernel_json(nb, "session.result.rows.tolist()")
+    first = rules.locator("li").first
+    button(first, "Switch off rule R1").click()
+    first.locator(".cbw-rule-state", has_text="off").wait_for()
+    wait_kernel(nb, "session.result.branches[0].state", "off")
+    after = kernel_json(nb, "session.result.rows.tolist()")
+    assert len(after) < len(before)
+    explorer.locator(".cbw-headline", has_text=f"{len(after):,} matching").wait_for()
+    assert nb.rows_shown(explorer) == after[:60]
+    first.get_by_text("0 of the matches").wait_for()
+    button(first, "Switch on rule R1").click()
+    explorer.locator(".cbw-headline", has_text=f"{len(before):,} matching").wait_for()
+    assert nb.rows_shown(explorer) == before[:60]
+    first.locator(".cbw-rule-state", has_text="on").wait_for()
+
+
+def test_the_wish_shows_before_the_kernel_answers(nb, rules):
+    nb.page.evaluate(
+        """source => {
+            const panel = window.jupyterapp.shell.currentWidget;
+            panel.sessionContext.session.kernel.requestExecute({code: source});
+        }""",
+        "import time; explorer._ui.post(lambda: time.sleep(3)); time.sleep(3)",
+    )
+    first, second = rules.locator("li").nth(0), rules.locator("li").nth(1)
+    button(first, "Pin rule R1").click()
+    button(second, "Switch off rule R2").click()
+    assert first.locator(".cbw-rule-state").inner_text().strip() == "pinned"
+    assert second.locator(".cbw-rule-state").inner_text().strip() == "off"
+    assert rules.locator("li").count() > 2
+    wait_kernel(nb, "[b.state for b in session.result.branches[:2]]", ["pinned", "off"])
+    wait_kernel(nb, "explorer.rules['branches'][1]['state']", "off")
+    assert first.locator(".cbw-rule-state").inner_text().strip() == "pinned"
+    button(first, "Unpin rule R1").click()
+    wait_kernel(nb, "[b.state for b in session.result.branches[:2]]", ["on", "off"])
+
+
+def test_only_the_matches_of_a_rule_and_all_again(nb, rules):
+    explorer = nb.explorer()
+    rows = kernel_json(nb, "session.result.rows[session.result.branch_ids == 1].tolist()")
+    button(rules, "Show only the matches of rule R2").click()
+    explorer.locator(".cbw-headline", has_text="found by rule R2").wait_for()
+    assert nb.rows_shown(explorer) == rows[:60]
+    tab = explorer.get_by_role("button", name=f"Only R2 {len(rows)}", exact=True)
+    assert tab.get_attribute("aria-pressed") == "true"
+    explorer.get_by_role("button", name="Rules").click()  # the tab outlives the panel
+    rules.wait_for(state="detached")
+    button(explorer, "Close Only R2").click()
+    explorer.locator(".cbw-headline", has_text="matching").wait_for()
+    assert tab.count() == 0
+
+
+@pytest.mark.parametrize(("kind", "method"), [("SQL", "to_sql"), ("pandas", "to_pandas_query")])
+def test_a_rule_is_copied(nb, rules, kind, method):
+    nb.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button(rules, f"Copy rule R1 as {kind}").click()
+    expected = kernel_json(nb, f"session.result.branches[0].{method}()")
+    rules.locator("li").first.locator(".mdi-check").last.wait_for()
+    assert nb.page.evaluate("navigator.clipboard.readText()") == expected
+
+
+def test_where_copying_is_not_allowed_the_text_is_selected(nb, rules):
+    nb.page.evaluate(
+        "Object.defineProperty(navigator, 'clipboard', {value: undefined, configurable: true})"
+    )
+    button(rules, "Copy rule R1 as SQL").click()
+    field = rules.get_by_role("textbox")
+    field.wait_for()
+    assert field.input_value() == kernel_json(nb, "session.result.branches[0].to_sql()")
+    chosen = "field => field.value.slice(field.selectionStart, field.selectionEnd)"
+    assert field.evaluate(chosen) == field.input_value()
+    assert field.evaluate("field => field === document.activeElement")
+    nb.page.evaluate("delete navigator.clipboard")
+    field.press("Escape")
+    field.wait_for(state="detached")
+
+
+def test_the_keyboard_reaches_every_control(nb, rules):
+    button(rules, "Switch off rule R1").focus()
+    nb.page.keyboard.press("Enter")
+    wait_kernel(nb, "session.result.branches[0].state", "off")
+    nb.page.keyboard.press("Tab")
+    nb.page.keyboard.press("Space")
+    wait_kernel(nb, "session.result.branches[0].state", "pinned")
+
+
+def test_looks(nb, rules, artifacts):
+    explorer = nb.explorer()
+    button(rules, "Pin rule R1").click()
+    button(rules, "Switch off rule R2").click()
+    wait_kernel(nb, "[b.state for b in session.result.branches[:2]]", ["pinned", "off"])
+    button(rules, "Show only the matches of rule R1").click()
+    explorer.locator(".cbw-headline", has_text="found by rule R1").wait_for()
+    for theme, width in (("Light", 1280), ("Dark", 1280), ("Dark", 852), ("Light", 852)):
+        nb.theme(f"JupyterLab {theme}")
+        nb.page.set_viewport_size({"width": width, "height": 1100})
+        nb.wait_painted(explorer)
+        assert explorer.evaluate("root => root.scrollWidth - root.clientWidth") <= 0
+        nb.shot(artifacts, f"rules-{theme}-{width}", explorer)
