@@ -5,7 +5,7 @@ moment leaves a catalog that opens; the next call finishes or cleans up. Inside 
 
     shards/0000/columns.rebuild/    new files and the journal of their build
     columns.pending.json            the next ``catalog.json``, once all new files are complete
-    columns.lock                    locked while a call runs
+    catalog.lock                    locked while a call runs: `catalog_lock`
 
 From the moment that ``columns.pending.json`` exists, the change will happen: the files are moved
 to their places, it becomes ``catalog.json``, and then the files that this one no longer lists
@@ -15,9 +15,7 @@ are deleted. Who has the catalog open goes on reading the old files.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +23,7 @@ import numpy as np
 
 from clipbranches_widget.array_build import ArrayBuild, ArrayFile
 from clipbranches_widget.catalog import Catalog
+from clipbranches_widget.catalog_lock import only_writer
 from clipbranches_widget.catalog_writer import describe_piece
 from clipbranches_widget.column_build import (
     BUILD_FORMAT,
@@ -33,7 +32,7 @@ from clipbranches_widget.column_build import (
     optional_arrays,
     optional_files,
 )
-from clipbranches_widget.errors import CatalogCorruptError, CatalogError
+from clipbranches_widget.errors import CatalogCorruptError
 from clipbranches_widget.file_lock import sync_folder
 from clipbranches_widget.integrity import MANIFEST_FILE, read_manifest
 from clipbranches_widget.manifest import Manifest, ShardEntry
@@ -50,11 +49,10 @@ from clipbranches_widget.storage import (
     fingerprint,
     open_array,
     read_json,
-    try_lock,
     write_json,
 )
 
-PENDING_FILE, LOCK_FILE, STAGE = "columns.pending.json", "columns.lock", "columns.rebuild"
+PENDING_FILE, STAGE = "columns.pending.json", "columns.rebuild"
 
 _OPTIONAL_FILES = {PREFIX_FILE, ORDER_FILE}
 
@@ -93,10 +91,9 @@ def rebuild_columns(
     """
     wanted = set(optional_files(columns))
     folder = Catalog.open(path).path
-    with _only_call(folder), StageBars(show=progress) as bars:
-        _finish(folder)
+    with only_writer(folder, "rebuild_columns"), StageBars(show=progress) as bars:
+        settle(folder)
         manifest = read_manifest(folder)
-        _remove_torn(folder)
         if any(wanted != _OPTIONAL_FILES & set(entry.pieces) for entry in manifest.shards):
             _prepare(folder, manifest, columns, bars)
             _finish(folder)
@@ -144,6 +141,15 @@ def _build_missing(
     derive_parts(build, codes, open_array(shard / OFFSETS_FILE, dtype=np.int64), progress=report)
     build.flush()
     return [file.path for file in build.files.values()]
+
+
+def settle(folder: Path) -> None:
+    """Carry out or drop the change that a killed call had announced, for whoever holds the lock.
+
+    What it had only begun stays, for the next call to go on with.
+    """
+    _finish(folder)
+    _remove_torn(folder)
 
 
 def _finish(folder: Path) -> None:
@@ -199,38 +205,3 @@ def _remove_torn(folder: Path) -> None:
     for name in (MANIFEST_FILE, PENDING_FILE):
         for torn in folder.glob(f".{name}.*.tmp"):
             torn.unlink()
-
-
-@contextlib.contextmanager
-def _only_call(folder: Path) -> Iterator[None]:
-    """Hold the catalog's lock file; raises CatalogError where another call holds it.
-
-    The file is removed before it is unlocked, so whoever locks it then, locks a file that has no
-    place any more, and must not go on.
-    """
-    path = folder / LOCK_FILE
-    try:
-        lock = path.open("ab")
-    except OSError as error:
-        raise CatalogError(
-            f"expected a catalog folder that can be written, got {error}: rebuild the columns of "
-            "a copy, or as its owner"
-        ) from error
-    with lock:
-        if not (try_lock(lock) and _is_at(lock.fileno(), path)):
-            raise CatalogError(
-                f"expected no other rebuild_columns on {folder}, got one that runs: wait until "
-                "it has finished"
-            )
-        try:
-            yield
-        finally:
-            path.unlink()
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open file is still the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
