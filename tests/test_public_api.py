@@ -358,6 +358,8 @@ class TestReadme:
             "info",
             "search",
             "apply",
+            "map",
+            "app",
             "doctor",
         ]
         for name, options in rows:
