@@ -1,4 +1,4 @@
-"""Read one image from a path, bytes or an ``openmoji:`` name (layer 1).
+"""Read one image from a path, bytes, a URL, an archive, a table or an ``openmoji:`` name (layer 3).
 
 Everything that can be wrong with an image file ends here, in one
 `ImageReadError` whose message is a reason a person can act on. Whatever a file
@@ -19,24 +19,31 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from clipbranches_widget import archives, cells, remote
 from clipbranches_widget.errors import ImageReadError, MissingPackageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Encoded: TypeAlias = bytes | Callable[[], bytes] | None
+"""The bytes of an image file, or what reads them when called; None to read its uri."""
 
 MAX_PIXELS = 256_000_000
 """Largest image read by default: above any phone camera (200 megapixels), 768 MB as RGB."""
 
 OPENMOJI_SIZE_PX = 160
 """Side of a rendered ``openmoji:`` image; also the default side of a thumbnail."""
+OPENMOJI_FULL_PX = 640
+"""Side of an ``openmoji:`` image that is drawn to be looked at."""
 
 # What Pillow's plugins raise on hostile bytes. Not `Exception`: a mistake of ours (NameError) and
 # Ctrl-C must surface. `Warning` is here for processes that turn warnings into errors.
@@ -128,50 +135,104 @@ def load(
     uri: str,
     *,
     root: Path | None = None,
+    data: bytes | None = None,
     target_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    check: Callable[[str], str | None] | None = None,
 ) -> LoadedImage:
     """Read the image a catalog names by `uri`, with its full size and content hash.
 
     Parameters
     ----------
     uri
-        A path (absolute, ``file://``, or relative to `root`), or ``openmoji:HEXCODE``.
+        A path (absolute, ``file://``, or relative to `root`); a URL of `remote.PROTOCOLS`; a file
+        of an archive, see `archives`; a cell of a table, see `cells`; or ``openmoji:HEXCODE``.
     root
         Folder of relative paths; the current folder when None.
+    data
+        The encoded bytes, where they are at hand: then `uri` is only a name.
     target_size, max_pixels
         See `read_image`.
+    check
+        Called with the content hash before anything is decoded; returns why the image is not
+        wanted, or None.
 
     Raises
     ------
     ImageReadError
-        See `read_image`; also for a remote address, which is not fetched.
+        See `read_image`; also for a URL that does not answer, and for an image that `check` does
+        not want: the message is its reason.
     MissingPackageError
-        An ``openmoji:`` name without the packages of the ``demo`` extra.
+        An ``openmoji:`` name without the packages of the ``demo`` extra, or a URL without the
+        package for its protocol.
     """
     if uri.startswith("openmoji:"):
-        svg = _openmoji_svg(uri.removeprefix("openmoji:"))
-        image, width, height = _decode_bytes(_render_svg(svg, uri), uri, None, max_pixels)
-        return LoadedImage(image, width, height, content_hash(svg))
-    data = _read_file(_local_path(uri, root))
-    image, width, height = _decode_bytes(data, uri, target_size, max_pixels)
-    return LoadedImage(image, width, height, content_hash(data))
+        data, target_size = _openmoji_svg(uri.removeprefix("openmoji:")), None
+    elif data is None:
+        data = read_encoded(uri, root)
+    hashed = content_hash(data)
+    if check is not None and (refused := check(hashed)) is not None:
+        raise ImageReadError(refused)
+    encoded = _render_svg(data, uri) if uri.startswith("openmoji:") else data
+    image, width, height = _decode_bytes(encoded, uri, target_size, max_pixels)
+    return LoadedImage(image, width, height, hashed)
 
 
 def resolve(uri: str, root: Path | None = None) -> Image:
-    """Return the full image a catalog names by `uri`; see `load`."""
+    """Return the full image a catalog names by `uri`; see `load`.
+
+    A drawing has no size of its own: it is drawn larger than for the model, to be looked at.
+    """
+    if uri.startswith("openmoji:"):
+        encoded = _render_svg(_openmoji_svg(uri.removeprefix("openmoji:")), uri, OPENMOJI_FULL_PX)
+        return _decode_bytes(encoded, uri, None, MAX_PIXELS)[0]
     return load(uri, root=root).image
 
 
-def _local_path(uri: str, root: Path | None) -> Path:
-    """Return the path a URI names, or refuse a remote one."""
-    if uri.startswith(("http://", "https://", "s3://", "gs://")):
+def local_path(uri: str, root: Path | None) -> Path:
+    """Return the path a URI names; raises ImageReadError for a remote one."""
+    kind = remote.scheme(uri)
+    if kind == "file":
+        return Path(url2pathname(urlsplit(uri).path))
+    if kind:
         raise ImageReadError(
             f"{uri}: expected a file on this machine, got a remote address; download it first"
         )
-    if uri.startswith("file://"):
-        return Path(url2pathname(urlsplit(uri).path))
     return Path(uri) if root is None else Path(root) / uri
+
+
+def image_suffix(file: IO[bytes]) -> str:
+    """Return the ending for the name of an image, such as ``.jpg``, from its header alone.
+
+    Empty where Pillow does not know it for an image.
+    """
+    try:
+        opened = _open(file)
+    except _DECODER_ERRORS:
+        return ""
+    if opened is None:
+        return ""
+    return ".jpg" if opened.format == "JPEG" else f".{(opened.format or 'img').lower()}"
+
+
+def read_encoded(uri: str, root: Path | None) -> bytes:
+    """Return the encoded bytes that a URI names; not for ``openmoji:``, which is drawn.
+
+    Raises
+    ------
+    ImageReadError
+        They cannot be had; the message is the reason.
+    """
+    if not uri:
+        raise ImageReadError("expected the path or URL of an image, got none")
+    kind = remote.scheme(uri)
+    if kind in archives.KINDS:
+        return archives.read_member(uri)
+    if kind in cells.KINDS or kind == cells.UNSAVED:
+        return cells.read_cell(uri)
+    if kind and kind != "file":
+        return remote.read_bytes(uri)
+    return _read_file(local_path(uri, root))
 
 
 def _read_file(path: Path) -> bytes:
@@ -193,7 +254,7 @@ def _decode_bytes(
     if not data:
         raise ImageReadError(f"{name}: the file is empty (zero bytes)")
     try:
-        opened = _open(data)
+        opened = _open(BytesIO(data))
     except _DECODER_ERRORS as error:
         raise ImageReadError(f"{name}: corrupt or unsupported image: {_reason(error)}") from error
     if opened is None:
@@ -202,24 +263,26 @@ def _decode_bytes(
         return _decode(opened, name, target_size=target_size, max_pixels=max_pixels)
 
 
-def _open(data: bytes) -> Image | None:
-    """Return a lazily decoded image, or None when no plugin knows the bytes.
+def _open(file: IO[bytes]) -> Image | None:
+    """Return a lazily decoded image, or None when no plugin knows the bytes of the file.
 
     `PIL.Image.open` without its size check: ours follows, and Pillow's would warn.
     """
     from PIL import Image
 
     tried: set[str] = set()
+    head = file.read(16)
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
         for name in [plugin for plugin in Image.ID if plugin not in tried]:
             tried.add(name)
             factory, accepts = Image.OPEN[name]
             # A string in place of True says why the plugin cannot (a codec left out of the build).
-            if accepts is not None and accepts(data[:16]) is not True:
+            if accepts is not None and accepts(head) is not True:
                 continue
+            file.seek(0)
             try:
-                return factory(BytesIO(data), "")
+                return factory(file, "")
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue  # how a plugin says "not mine after all"
     return None
@@ -324,8 +387,8 @@ def _openmoji_svg(hexcode: str) -> bytes:
     return data
 
 
-def _render_svg(svg: bytes, name: str) -> bytes:
-    """Return PNG bytes of an SVG, OPENMOJI_SIZE_PX square, on white."""
+def _render_svg(svg: bytes, name: str, size: int = OPENMOJI_SIZE_PX) -> bytes:
+    """Return PNG bytes of an SVG, `size` pixels square, on white."""
     try:
         import resvg_py
     except ImportError as error:
@@ -337,8 +400,8 @@ def _render_svg(svg: bytes, name: str) -> bytes:
         return bytes(
             resvg_py.svg_to_bytes(
                 svg_string=svg.decode(),
-                width=OPENMOJI_SIZE_PX,
-                height=OPENMOJI_SIZE_PX,
+                width=size,
+                height=size,
                 background="#ffffff",
                 skip_system_fonts=True,
             )

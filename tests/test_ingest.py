@@ -19,7 +19,8 @@ from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import CatalogError, CatalogExistsError
 from clipbranches_widget.ingest import from_embeddings, index
 from clipbranches_widget.sorted_columns import SortedColumns
-from clipbranches_widget.sources import caption_from_uri, image_source, items_table
+from clipbranches_widget.source_table import caption_from_uri, items_table
+from clipbranches_widget.sources import image_source
 
 DIM = 12
 
@@ -175,7 +176,7 @@ def test_no_readable_image_leaves_nothing(pictures, tmp_path):
         (lambda _: 7, "expected a folder, a list of paths or a table, got int"),
         (lambda _: [], "expected at least one image, got an empty list"),
         (lambda p: [p / "a.jpg", None], "expected a path or uri as entry 1, got None"),
-        (lambda _: pd.DataFrame({"file": ["a"]}), r"expected a column 'uri' or 'path', got"),
+        (lambda _: pd.DataFrame({"file": ["a"]}), "or 'uri' or 'path', in the table, found 'file'"),
         (lambda _: pd.DataFrame({"uri": ["a"], "width": [1]}), "other names than width"),
         (lambda _: pd.DataFrame({"uri": ["a"], "path": ["a"]}), "other names than uri"),
         (lambda _: pd.DataFrame({"uri": ["a"], "score": [1]}), "other names than score"),
