@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 import clipbranches_widget as cb
 from clipbranches_widget.catalog_index import CatalogIndex
-from clipbranches_widget.column_model import N_COLUMNS, vocabulary
+from clipbranches_widget.column_model import N_COLUMNS, TextTower, vocabulary
 from clipbranches_widget.encoder import EncoderInfo
 
 if TYPE_CHECKING:
@@ -133,6 +133,11 @@ def load(name: str, folder: Path | None = None) -> Collection:
     if name == "large":
         return _large(folder or _cache_folder())
     raise ValueError(f"expected the collection demo or large, got {name!r}")
+
+
+def text_tower(name: str, folder: Path | None = None) -> TextTower:
+    """Return what embeds queries and concepts of a collection; parameters are those of `load`."""
+    return cb.bundled_encoder() if name == "demo" else MiniLm(folder or _cache_folder())
 
 
 def _cache_folder() -> Path:
@@ -278,7 +283,9 @@ def _large_catalog(folder: Path, texts: Sequence[str], encoder: MiniLm) -> cb.Ca
     """Open the catalog of these texts, building it where there is none for this package yet."""
     import pandas as pd
 
-    made_of = "\n".join([cb.__version__, str(N_COLUMNS), *vocabulary(), *texts])
+    made_of = "\n".join(
+        [cb.__version__, f"{N_COLUMNS} columns, half concepts", *vocabulary(), *texts]
+    )
     path = folder / f"wordnet-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.cbcat"
     if path.exists():
         return cb.open(path)

@@ -1,9 +1,10 @@
 """The column model (layer 2): what the indexed columns mean, one model for all shards.
 
 A column is the similarity of the embedding to a named *anchor*: a concept phrase embedded by the
-catalog's own text tower, or, without one, a k-means centroid named by what it holds. Its values
-are cut into 256 codes, equi-depth on a sample, so a box of codes means the same on every shard and
-after appending.
+catalog's own text tower, or a k-means centroid named by what it holds. Half and half where there
+is a text tower, as ``benchmarks/columns.py`` decided: concepts alone read best, but boxes on them
+hold twice the rows. Its values are cut into 256 codes, equi-depth on a sample, so a box of codes
+means the same on every shard and after appending.
 
 On disk: ``columns.json`` (format, names, kind, hash) and ``columns.npz`` with ``anchors`` (D, dim)
 float32 and ``edges`` (D, 255) float32.
@@ -50,7 +51,7 @@ class ColumnModel:
     Attributes
     ----------
     kind : "concepts" or "centroids"
-        Where the anchors come from.
+        Where the anchors come from; "concepts" may have centroids among them.
     names : tuple of str
         A readable name a column, D of them.
     anchors : (D, dim) float32
@@ -180,6 +181,7 @@ def default_column_model(
     encoder: TextTower | None,
     captions: Sequence[str] | None = None,
     n_columns: int = N_COLUMNS,
+    n_concepts: int | None = None,
     seed: int = 0,
 ) -> ColumnModel:
     """Fit the column model of a new catalog on a sample of its rows.
@@ -189,11 +191,13 @@ def default_column_model(
     embeddings : (n, dim) float
         Unit-norm embeddings, n >= 1; may be memory-mapped, at most 50,000 rows are read.
     encoder : TextTower or None
-        Embeds the concept vocabulary; None: k-means centroids are the anchors instead.
+        Embeds the concept vocabulary; None: all columns are k-means centroids.
     captions : sequence of n str, optional
-        Name the centroids by the captions nearest to them.
+        Name the centroids by the captions nearest to them, where there is no text tower.
     n_columns : int
         Upper bound of D; fewer when the catalog or the vocabulary has less to offer.
+    n_concepts : int, optional
+        How many columns are concepts where there is a text tower; default: half of them.
     seed : int
         Of the sample and of k-means.
     """
@@ -201,14 +205,23 @@ def default_column_model(
     rng = np.random.default_rng(seed)
     picked = np.sort(rng.choice(n_rows, size=min(n_rows, SAMPLE_ROWS), replace=False))
     sample = np.asarray(embeddings[picked], dtype=np.float32)
-    if encoder is not None:
-        names, anchors = _concept_anchors(sample, encoder, n_columns)
-        kind: Literal["concepts", "centroids"] = "concepts"
+    kind: Literal["concepts", "centroids"] = "centroids"
+    if encoder is None:
+        anchors = _centroids(sample, n_columns, seed)
+        names = _named_by_captions(anchors, sample, picked, captions)
     else:
-        names, anchors = _centroid_anchors(sample, picked, captions, n_columns, seed)
-        kind = "centroids"
-    edges = equi_depth_edges(sample @ anchors.T)
-    return ColumnModel(kind, names, anchors, edges)
+        kind = "concepts"
+        concepts = vocabulary()
+        vectors = encoder.encode_text(concepts)
+        wanted = n_columns - n_columns // 2 if n_concepts is None else min(n_concepts, n_columns)
+        kept = spread_columns(sample[:10_000] @ vectors.T, wanted)
+        names, anchors = tuple(concepts[i] for i in kept), vectors[kept]
+        if wanted < n_columns:
+            centroids = _centroids(sample, n_columns - wanted, seed)
+            names += _named_by_concepts(centroids - sample.mean(axis=0), concepts, vectors)
+            anchors = np.concatenate([anchors, centroids])
+    anchors = np.ascontiguousarray(anchors, dtype=np.float32)
+    return ColumnModel(kind, names, anchors, equi_depth_edges(sample @ anchors.T))
 
 
 def equi_depth_edges(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -225,16 +238,6 @@ def vocabulary() -> tuple[str, ...]:
     """Return the bundled everyday concepts, the candidates for column anchors."""
     text = files("clipbranches_widget").joinpath("vocabulary.txt").read_text(encoding="utf-8")
     return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
-
-
-def _concept_anchors(
-    sample: NDArray[np.float32], encoder: TextTower, n_columns: int
-) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Keep the concepts whose similarities tell the sample's rows apart best."""
-    concepts = vocabulary()
-    vectors = encoder.encode_text(concepts)
-    kept = spread_columns(sample[:10_000] @ vectors.T, n_columns)
-    return tuple(concepts[i] for i in kept), np.ascontiguousarray(vectors[kept])
 
 
 def spread_columns(values: NDArray[np.float32], n_columns: int) -> NDArray[np.int64]:
@@ -269,31 +272,54 @@ def spread_columns(values: NDArray[np.float32], n_columns: int) -> NDArray[np.in
     return np.array(kept or [0], dtype=np.int64)
 
 
-def _centroid_anchors(
-    sample: NDArray[np.float32],
-    sample_rows: NDArray[np.int64],
-    captions: Sequence[str] | None,
-    n_columns: int,
-    seed: int,
-) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Cluster the sample and name each centroid by the row nearest to it."""
+def _centroids(sample: NDArray[np.float32], n_centroids: int, seed: int) -> NDArray[np.float32]:
+    """Cluster the sample: unit-norm centroids, at most `n_centroids`."""
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
     distinct = np.unique(sample, axis=0)
-    if len(distinct) <= n_columns:
+    if len(distinct) <= n_centroids:
         centroids = distinct
     else:
-        kmeans = MiniBatchKMeans(n_columns, random_state=seed, n_init=1, batch_size=4096)
+        kmeans = MiniBatchKMeans(n_centroids, random_state=seed, n_init=1, batch_size=4096)
         with threadpool_limits(1):  # batches are small: threads only wait for each other
             centroids = kmeans.fit(sample).cluster_centers_.astype(np.float32)
     norms = np.linalg.norm(centroids, axis=1, keepdims=True)
-    anchors = np.ascontiguousarray(centroids / np.where(norms > 0, norms, 1), dtype=np.float32)
+    unit: NDArray[np.float32] = np.ascontiguousarray(
+        centroids / np.where(norms > 0, norms, 1), dtype=np.float32
+    )
+    return unit
+
+
+def _named_by_captions(
+    anchors: NDArray[np.float32],
+    sample: NDArray[np.float32],
+    sample_rows: NDArray[np.int64],
+    captions: Sequence[str] | None,
+) -> tuple[str, ...]:
+    """Name each centroid by the row nearest to it."""
     nearest = sample_rows[(sample @ anchors.T).argmax(axis=0)]
-    names = []
+    names: list[str] = []
     for column, row in enumerate(nearest.tolist()):
         caption = captions[row] if captions is not None else ""
-        names.append(f"like {caption!r}" if caption else f"like row {row}")
-        if names.count(names[-1]) > 1:
-            names[-1] += f" ({column})"
-    return tuple(names), anchors
+        name = f"like {caption!r}" if caption else f"like row {row}"
+        names.append(f"{name} ({column})" if name in names else name)
+    return tuple(names)
+
+
+def _named_by_concepts(
+    centred: NDArray[np.float32], concepts: Sequence[str], vectors: NDArray[np.float32]
+) -> tuple[str, ...]:
+    """Name each centroid by the two concepts nearest to it, both centred.
+
+    Centred, because texts and images of CLIP lie apart (the modality gap): without it one concept
+    would be the nearest to everything.
+    """
+    away = vectors - vectors.mean(axis=0)
+    away /= np.maximum(np.linalg.norm(away, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    order = np.argsort(-(centred @ away.T), axis=1, kind="stable")[:, :2]
+    names: list[str] = []
+    for column, nearest in enumerate(order.tolist()):
+        name = "like " + ", ".join(concepts[number] for number in nearest)
+        names.append(f"{name} ({column})" if name in names else name)
+    return tuple(names)

@@ -44,6 +44,8 @@ _SKIN_TONES = {
     "1F3FF": "dark",
 }
 _PRIVATE_USE = range(0xE000, 0xF900)
+EDITION = 2
+"""Grows when the demo is to be built anew: its columns are half centroids, and it has a map."""
 
 
 def demo(path: str | Path | None = None, *, progress: bool = True) -> Catalog:
@@ -93,7 +95,8 @@ def demo_path() -> Path:
     import platformdirs
 
     folder = Path(platformdirs.user_cache_dir("clipbranches_widget"))
-    return folder / f"openmoji-{_openmoji().VERSION}-{bundled_weights_hash()[:8]}.cbcat"
+    edition = f"{_openmoji().VERSION}-{bundled_weights_hash()[:8]}-{EDITION}"
+    return folder / f"openmoji-{edition}.cbcat"
 
 
 def openmoji_items() -> pa.Table:

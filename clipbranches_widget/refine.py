@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 DEFAULT_THRESHOLD = 0.3
 N_BACKGROUND = 2_000
 N_NEAR_QUERY = 10
-MIN_NEAREST, MAX_NEAREST = 2_000, 5_000
+MIN_NEAREST, MAX_NEAREST = (1_000, 2_000), 5_000
+"""Fewest nearest images to the teacher's direction that are scored, in a small and a large catalog
+(in between, one in `NEAREST_SHARE` of the rows), and most."""
+NEAREST_SHARE = 40
 
 
 def refine(
@@ -66,7 +69,7 @@ def refine(
     index : CatalogIndex
         The opened catalog.
     labels : LabelSet
-        Yes and no rows.
+        Yes and no rows; those of removed rows are ignored.
     query : (dim,) float32, optional
         The query's embedding: the similarity to it is a prior, and the images nearest to it stand
         in where nothing is labelled yes.
@@ -111,11 +114,13 @@ def refine(
     clock = RoundClock(progress, cancel)
 
     limit = _checked_threshold(threshold)
-    asked = Asked(labels, query_text, limit, seed, *_checked_rules(index, off, pinned))
+    rules = _checked_rules(index, off, pinned)
+    labels, n_ignored = index.present(labels)
+    asked = Asked(labels, query_text, limit, seed, *rules, n_ignored)
 
     def run() -> Result:
         clock.stage("teacher", 0.0)
-        drawn = random_rows(len(index.catalog), np.random.default_rng(seed))
+        drawn = random_rows(index.catalog, np.random.default_rng(seed))
         teacher = _teach(index, labels, query, drawn)
         scored = first_page(index, teacher, asked)
         if partial is not None:
@@ -150,7 +155,9 @@ def answer_again(
         As for `refine`, also in what it raises.
     """
     clock = RoundClock()
-    asked = Asked(labels, query_text, model.threshold, seed, *_checked_rules(index, off, pinned))
+    rules = _checked_rules(index, off, pinned)
+    labels, n_ignored = index.present(labels)
+    asked = Asked(labels, query_text, model.threshold, seed, *rules, n_ignored)
     clock.stage("boxes", 0.0)
     chosen = _choose(index, model.teacher, model.forest, model.sample, asked)
     return answer(index, chosen, first_page(index, model.teacher, asked), asked, clock)
@@ -176,8 +183,9 @@ def learn(
 ) -> RoundModel:
     """Learn a round's model without running it; parameters and errors are those of `refine`."""
     rules = _checked_rules(index, off, pinned)
-    asked = Asked(labels, "", _checked_threshold(threshold), seed, *rules)
-    drawn = random_rows(len(index.catalog), np.random.default_rng(seed))
+    labels, n_ignored = index.present(labels)
+    asked = Asked(labels, "", _checked_threshold(threshold), seed, *rules, n_ignored)
+    drawn = random_rows(index.catalog, np.random.default_rng(seed))
     teacher = _teach(index, labels, query, drawn)
     return _imitate(index, teacher, asked, drawn, lambda _name, _fraction: None)
 
@@ -229,9 +237,11 @@ def _choose(
 ) -> RoundModel:
     """Choose the boxes to read; only this part of a model depends on the rules."""
     limit_logit = teacher.logit_of(asked.threshold)
-    boxes, listed = asked.under_rules(choose_boxes(forest, sample, len(index.catalog)))
+    boxes, listed = asked.under_rules(choose_boxes(forest, sample, index.catalog.n_present))
     share = float((sample.logits[sample.is_random] > limit_logit).mean())
-    n_nearest = int(np.clip(1.5 * share * len(index.catalog), MIN_NEAREST, MAX_NEAREST))
+    n_rows = index.catalog.n_present
+    fewest = np.clip(n_rows / NEAREST_SHARE, *MIN_NEAREST)
+    n_nearest = int(np.clip(1.5 * share * n_rows, fewest, MAX_NEAREST))
     return RoundModel(
         teacher, forest, boxes, sample, n_nearest, asked.threshold, listed if asked.off else ()
     )

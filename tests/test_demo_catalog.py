@@ -7,6 +7,7 @@ import pytest
 import clipbranches_widget.demo_catalog as demo_module
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.demo_catalog import (
+    EDITION,
     demo,
     demo_path,
     openmoji_attribution,
@@ -90,7 +91,7 @@ def test_built_once_then_opened(small, tmp_path, capsys):
     assert about == openmoji_attribution()
     assert catalog.encoder_info.kind == "bundled"
     assert catalog.items.column("emoji")[0].as_py() == "😀"
-    assert catalog.image(0).size == (160, 160)
+    assert catalog.image(0).size == (640, 640)
     assert catalog.thumbnail(0)[:4] == b"RIFF"
     written = path.stat().st_mtime_ns
     assert demo(path).info() == catalog.info()
@@ -113,7 +114,7 @@ def test_the_default_place_is_the_users_cache(monkeypatch, tmp_path):
     path = demo_path()
     assert "clipbranches_widget" in path.parts
     assert path.name.startswith("openmoji-")
-    assert path.name.endswith(f"-{bundled_weights_hash()[:8]}.cbcat")
+    assert path.name.endswith(f"-{bundled_weights_hash()[:8]}-{EDITION}.cbcat")
 
 
 def test_two_processes_at_once_end_with_one_good_catalog(tmp_path):

@@ -85,11 +85,30 @@ def test_constant_column_has_one_code():
 
 def test_concept_columns_come_from_the_vocabulary_and_differ(rng):
     embeddings = unit_rows(rng, 500)
-    model = default_column_model(embeddings, encoder=WordTower(), n_columns=64)
+    model = default_column_model(embeddings, encoder=WordTower(), n_columns=32, n_concepts=32)
     assert model.kind == "concepts"
     assert set(model.names) <= set(vocabulary())
     assert len(set(model.names)) == model.n_columns
-    assert 16 <= model.n_columns <= 64
+    assert 16 <= model.n_columns <= 32
+
+
+def test_half_of_the_columns_are_centroids_named_by_concepts(rng):
+    embeddings = unit_rows(rng, 500)
+    model = default_column_model(embeddings, encoder=WordTower(), n_columns=21)
+    assert model.kind == "concepts"
+    assert len(set(model.names)) == model.n_columns == 21
+    assert set(model.names[:11]) <= set(vocabulary())
+    centroids = model.anchors[11:]
+    assert np.linalg.norm(centroids, axis=1) == pytest.approx(1, abs=1e-5)
+    by_caption = default_column_model(embeddings, encoder=None, n_columns=10)
+    assert np.array_equal(by_caption.anchors, centroids)
+    vectors = WordTower().encode_text(vocabulary())
+    away = vectors - vectors.mean(axis=0)
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    best = (centroids - embeddings.mean(axis=0)) @ away.T
+    for name, similarities in zip(model.names[11:], best, strict=True):
+        first = vocabulary()[int(similarities.argmax())]
+        assert name.startswith(f"like {first}, ")
 
 
 def test_centroids_are_named_by_the_nearest_caption(rng):
