@@ -30,7 +30,7 @@ def test_quickstart_from_first_search_to_restart(quickstart, open_notebook, arti
     field = explorer.get_by_role("combobox", name="Search the catalog by text")
     assert field.input_value() == "animals with wings"
     field.press("Enter")
-    explorer.locator(".cbw-headline", has_text="600 nearest images").wait_for()
+    explorer.locator(".cbw-headline", has_text="2,000 nearest images").wait_for()
     nb.wait_painted(explorer)
     nb.shot(artifacts, "quickstart-search")
 
