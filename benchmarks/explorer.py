@@ -104,6 +104,7 @@ hits = session.search("bird", k=1200)
 def large_catalog(folder: Path, n_rows: int) -> Path:
     """Build a catalog whose rows are the demo's, many times, with noise: its path."""
     import clipbranches_widget as cb
+    from clipbranches_widget.encoder import load_encoder
 
     demo, rng = cb.demo(), np.random.default_rng(0)
     source = np.arange(n_rows) % len(demo)
@@ -111,7 +112,7 @@ def large_catalog(folder: Path, n_rows: int) -> Path:
     embeddings += rng.normal(0, 0.3 / np.sqrt(demo.dim), embeddings.shape).astype(np.float32)
     items = demo.items.select(["uri", "caption"]).take(source)
     path = folder / "large.cbcat"
-    cb.from_embeddings(embeddings, path, items=items, encoder=cb.load_encoder(demo.encoder_info))
+    cb.from_embeddings(embeddings, path, items=items, encoder=load_encoder(demo.encoder_info))
     return path
 
 
@@ -126,11 +127,14 @@ class Frames:
         self.n_bytes += len(payload if isinstance(payload, bytes) else payload.encode())
 
 
-def measure(notebooks: Any, path: Path, name: str) -> dict[str, Any]:
-    """Measure one catalog in a fresh notebook."""
-    notebook = notebooks([OPEN.format(path=str(path))], name=f"{name}.ipynb", width=1400)
-    frames = Frames(notebook.page)
-    notebook.open(reset=False)
+def measure(lab: Any, browser: Any, path: Path, name: str) -> tuple[dict[str, Any], Any]:
+    """Measure one catalog in a fresh notebook; return the figures and the notebook, still open."""
+    from conftest import NotebookPage
+
+    lab.write_notebook(f"{name}.ipynb", [OPEN.format(path=str(path))])
+    tab = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+    frames = Frames(tab)  # before the page opens its websockets
+    notebook = NotebookPage(lab, tab, f"{name}.ipynb", name).open()
     notebook.run_all()
     page = notebook.page
     page.evaluate(
@@ -229,7 +233,7 @@ def picture(report: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run everything and write the report."""
-    from conftest import CHROMIUM_FLAGS, Lab, NotebookPages
+    from conftest import CHROMIUM_FLAGS, Lab
     from playwright.sync_api import sync_playwright
 
     import clipbranches_widget as cb
@@ -245,12 +249,11 @@ def main() -> None:
         lab = Lab(Path(scratch))
         lab.wait()
         browser = playwright.chromium.launch(executable_path=arguments.browser, args=CHROMIUM_FLAGS)
-        notebooks = NotebookPages(lab, browser, "benchmark")
-        demo, notebook = measure(notebooks, cb.demo().path, "demo")
+        demo, notebook = measure(lab, browser, cb.demo().path, "demo")
         print(json.dumps(demo, indent=1), flush=True)
         points = memory(notebook, arguments.cycles)
         print(json.dumps([points[0], points[-1]], indent=1), flush=True)
-        large, _ = measure(notebooks, large_catalog(Path(scratch), arguments.rows), "large")
+        large, _ = measure(lab, browser, large_catalog(Path(scratch), arguments.rows), "large")
         print(json.dumps(large, indent=1), flush=True)
         report = {
             "machine": f"{platform.machine()}, {platform.system()}",
@@ -258,7 +261,6 @@ def main() -> None:
             "catalogs": {"demo": demo, f"{arguments.rows:,} rows": large},
             "memory": points,
         }
-        notebooks.close()
         browser.close()
         lab.stop()
     (HERE / "explorer.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

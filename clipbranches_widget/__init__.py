@@ -17,6 +17,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from clipbranches_widget.branch import Branch
     from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.catalog_append import Appended, append, append_embeddings
+    from clipbranches_widget.catalog_compact import compact
+    from clipbranches_widget.catalog_remove import remove
     from clipbranches_widget.column_export import export_columns
     from clipbranches_widget.column_rebuild import rebuild_columns
     from clipbranches_widget.concept import Concept
@@ -27,12 +30,18 @@ if TYPE_CHECKING:
     from clipbranches_widget.explorer import Explorer
     from clipbranches_widget.ingest import from_embeddings, index
     from clipbranches_widget.labels import LabelSet
+    from clipbranches_widget.map_build import build_map
     from clipbranches_widget.result import Result
     from clipbranches_widget.session import Session
 
     open = Catalog.open
 
 _HOME = {
+    "Appended": "catalog_append",
+    "append": "catalog_append",
+    "append_embeddings": "catalog_append",
+    "compact": "catalog_compact",
+    "remove": "catalog_remove",
     "Concept": "concept",
     "export_columns": "column_export",
     "Branch": "branch",
@@ -43,6 +52,7 @@ _HOME = {
     "OpenClipEncoder": "encoder",
     "Result": "result",
     "Session": "session",
+    "build_map": "map_build",
     "bundled_encoder": "encoder",
     "demo": "demo_catalog",
     "doctor": "diagnostics",
@@ -53,6 +63,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Appended",
     "Branch",
     "Catalog",
     "ClipBranchesError",
@@ -62,7 +73,11 @@ __all__ = [
     "OpenClipEncoder",
     "Result",
     "Session",
+    "append",
+    "append_embeddings",
+    "build_map",
     "bundled_encoder",
+    "compact",
     "demo",
     "doctor",
     "export_columns",
@@ -70,6 +85,7 @@ __all__ = [
     "index",
     "open",
     "rebuild_columns",
+    "remove",
 ]
 
 

@@ -22,7 +22,7 @@ rows where few matches are missed, .4 to .7 where many are; for recall nearby .5
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,10 +87,12 @@ class Audit:
     answer_rows : (m,) int64
         The answer that is audited, ascending.
     n_total : int
-        Rows of the catalog.
+        Row ids of the catalog.
     seed : int
     digest : str
         Of the answer's ranked rows, as in the session file.
+    removed : (r,) int64
+        Rows that are removed from the catalog, ascending: in no stratum.
     """
 
     rows: Rows
@@ -101,6 +103,7 @@ class Audit:
     n_total: int
     seed: int
     digest: str
+    removed: Rows = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
 
     def __len__(self) -> int:
         """Return the number of proposed rows."""
@@ -178,7 +181,7 @@ class Audit:
         sample = asked[: _n_sampled(np.isin(asked, labels.rows))]
         n_yes = int(np.isin(sample, labels.positive).sum())
         n_no = int(np.isin(sample, labels.negative).sum())
-        others = labels.without(sample).without(self.known.rows)
+        others = labels.without(sample).without(self.known.rows).without(self.removed)
         more_yes, more_no = (
             int(self._are_in(number, rows).sum()) for rows in (others.positive, others.negative)
         )
@@ -232,21 +235,30 @@ def propose(
             f"expected the answer of a finished round, got that of a {kind}: "
             "audit what session.refine() returns"
         )
+    labels, _ = index.present(labels)
     taken = np.union1d(result.rows, labels.rows)
     n_next = _n_boundary(len(result.rows)) * (1 + NEAR_TIMES)
     next_rows = _next_rows(index, result, taken, n_next)
-    return stratified(len(index.catalog), result.rows, next_rows, labels, seed=seed).more(n)
+    n_total, removed = len(index.catalog), index.catalog.removed_rows
+    audit = stratified(n_total, result.rows, next_rows, labels, seed=seed, removed=removed)
+    return audit.more(n)
 
 
 def stratified(
-    n_total: int, answer: Rows, next_rows: Rows, labels: LabelSet, *, seed: int = 0
+    n_total: int,
+    answer: Rows,
+    next_rows: Rows,
+    labels: LabelSet,
+    *,
+    seed: int = 0,
+    removed: Rows | None = None,
 ) -> Audit:
     """Return an audit without proposed rows; `Audit.more` draws them.
 
     Parameters
     ----------
     n_total : int
-        Rows of the catalog.
+        Row ids of the catalog.
     answer : (m,) int64
         Ranked.
     next_rows : (k,) int64
@@ -255,11 +267,14 @@ def stratified(
     labels : LabelSet
         What is known.
     seed : int
+    removed : (r,) int64, optional
+        Rows in none of the others that are removed from the catalog, ascending.
     """
+    gone = np.empty(0, np.int64) if removed is None else removed
     inside = np.setdiff1d(answer, labels.rows)
     n_boundary = _n_boundary(len(answer))
     boundary, near = np.sort(next_rows[:n_boundary]), np.sort(next_rows[n_boundary:])
-    n_far = n_total - len(np.union1d(answer, labels.rows)) - len(next_rows)
+    n_far = n_total - len(np.union1d(answer, labels.rows)) - len(next_rows) - len(gone)
     strata = (
         Stratum(INSIDE, len(inside), inside),
         Stratum(BOUNDARY, len(boundary), boundary),
@@ -275,6 +290,7 @@ def stratified(
         n_total=n_total,
         seed=seed,
         digest=digest(answer),
+        removed=gone,
     )
 
 
@@ -346,7 +362,7 @@ def _draw_rows(audit: Audit, number: int, n: int) -> Rows:
     if stratum.rows is not None:
         return stratum.rows[places]
     others = [each.rows for each in audit.strata if each.rows is not None]
-    taken = np.sort(np.concatenate([audit.known.rows, audit.answer_rows, *others]))
+    taken = np.sort(np.concatenate([audit.known.rows, audit.answer_rows, audit.removed, *others]))
     taken = np.unique(taken)
     # The row at place p of those not taken: p plus the taken rows before it.
     rows: Rows = places + np.searchsorted(taken - np.arange(len(taken)), places, side="right")

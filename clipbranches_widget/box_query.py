@@ -33,6 +33,7 @@ from clipbranches_widget.query_plan import (
     plan_ensemble,
     worth_reading,
 )
+from clipbranches_widget.removed_rows import is_among
 from clipbranches_widget.sorted_columns import WORD_ROWS, SortedColumns
 from clipbranches_widget.tree_program import TreeProgram
 
@@ -110,14 +111,23 @@ class ColumnIndex:
         In row order; the rows of each follow those of the one before.
     n_threads : int, optional
         Threads that answer queries, shared by all of them; default: one a core.
+    removed : (m,) int64, optional
+        Rows that no answer holds or counts, ascending.
     """
 
-    def __init__(self, shards: Sequence[SortedColumns], *, n_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        shards: Sequence[SortedColumns],
+        *,
+        n_threads: int | None = None,
+        removed: NDArray[np.int64] | None = None,
+    ) -> None:
         self.shards = tuple(shards)
         self.n_threads = n_threads or n_cores()
         self.loader = EngineLoader()
         sizes = [shard.n_rows for shard in self.shards]
         self.first_rows: list[int] = np.cumsum([0, *sizes[:-1]]).tolist()
+        self._removed = np.empty(0, dtype=np.int64) if removed is None else removed
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="clipbranches-query")
 
     @cached_property
@@ -182,11 +192,17 @@ class ColumnIndex:
         tasks: Iterator[Callable[[], BoxPart]]
         if plan.strategy == "postings":
             numbers = range(len(self.shards))
-            tasks = (partial(self._posting_part, boxes, cancel, number) for number in numbers)
+            tasks = (
+                self._present(boxes, partial(self._posting_part, boxes, cancel, number), whole)
+                for number, whole in zip(numbers, self._wholes(), strict=True)
+            )
         else:
             program = BoxProgram.of(boxes, use_bits=plan.strategy == "bits", only_rows=only_rows)
             pieces = self._pieces(engine.BOX_PIECE_ROWS)
-            tasks = (partial(self._box_piece, engine, program, piece) for piece in pieces)
+            tasks = (
+                self._present(boxes, partial(self._box_piece, engine, program, piece), piece)
+                for piece in pieces
+            )
         return plan, self._run(tasks, cancel)
 
     def rows_above(
@@ -297,8 +313,48 @@ class ColumnIndex:
     ) -> tuple[int, NDArray[np.uint32], NDArray[np.float32]]:
         """Return the first row of a shard, and the rows of a stretch of it above a margin."""
         number, start, stop = piece
-        found = engine.rows_above(self.shards[number], program, limit, start, stop)
-        return self.first_rows[number], *found
+        rows, margins = engine.rows_above(self.shards[number], program, limit, start, stop)
+        if len(removed := self._removed_in(piece)):
+            kept = ~is_among(rows, removed)
+            rows, margins = rows[kept], margins[kept]
+        return self.first_rows[number], rows, margins
+
+    def _wholes(self) -> Iterator[tuple[int, int, int]]:
+        """Yield each shard as one piece."""
+        for number, shard in enumerate(self.shards):
+            yield number, 0, shard.n_rows
+
+    def _removed_in(self, piece: tuple[int, int, int]) -> NDArray[np.int64]:
+        """Return the local rows of a piece that are removed, ascending."""
+        number, start, stop = piece
+        first = self.first_rows[number]
+        low, high = np.searchsorted(self._removed, (first + start, first + stop))
+        return self._removed[low:high] - first
+
+    def _present(
+        self,
+        boxes: Sequence[LeafBox],
+        task: Callable[[], BoxPart],
+        piece: tuple[int, int, int],
+    ) -> Callable[[], BoxPart]:
+        """Return a task that answers as `task` does for a piece, without the removed rows."""
+        if not len(removed := self._removed_in(piece)):
+            return task
+
+        def answer() -> BoxPart:
+            part = task()
+            kept = ~is_among(part.local_rows, removed)
+            used = sorted({column for box in boxes for column, _, _ in box.ranges})
+            codes = self.codes(removed + part.first_row, np.array(used, dtype=np.int32))
+            gone = np.array([np.count_nonzero(box.contains(codes)) for box in boxes], np.int64)
+            return BoxPart(
+                part.first_row,
+                part.local_rows[kept],
+                part.box_ids[kept] if len(part.box_ids) else part.box_ids,
+                part.counts - gone if len(part.box_ids) else part.counts,
+            )
+
+        return answer
 
 
 def join_parts(parts: Sequence[BoxPart], n_boxes: int, plan: QueryPlan) -> BoxAnswer:

@@ -5,6 +5,8 @@ A catalog is a folder, by custom named ``*.cbcat``::
     catalog.json            manifest: see `clipbranches_widget.manifest`
     columns.json, .npz      the column model, one for all shards
     skipped.parquet         images that could not be read: uri, reason
+    map-HASH.npy            a place on a plane for each image; may be left out
+    removed-HASH.npy        rows that were removed; left out where none was
     shards/0000/
         items.parquet       row (int64, catalog-wide), uri, caption (string), width, height
                             (int32), content_hash (string), then the user's columns
@@ -13,6 +15,7 @@ A catalog is a folder, by custom named ``*.cbcat``::
         codes.npy, offsets.npy               the column index,
         prefix.npy, order.npy                and parts of it that can be left out
         thumbnails.bin, thumbnails.npy       WebP bytes and (n + 1,) int64 offsets
+        skipped.parquet                      of an appended shard: what was left out
 
 Row ids are catalog-wide and permanent: row r of a shard that starts at row s is its local row
 r - s. No file in the folder is ever changed in place. `Catalog.open` looks at every file but
@@ -21,7 +24,9 @@ reads only a bounded sample of each; `Catalog.verify` reads everything.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +36,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clipbranches_widget.catalog_map import CatalogMap, current_map
 from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import (
     CatalogCorruptError,
@@ -39,6 +45,7 @@ from clipbranches_widget.errors import (
     ImageReadError,
     QueryError,
 )
+from clipbranches_widget.file_lock import hold
 from clipbranches_widget.images import read_image, resolve
 from clipbranches_widget.integrity import (
     EMBEDDINGS_FILE,
@@ -51,6 +58,8 @@ from clipbranches_widget.integrity import (
     read_manifest,
 )
 from clipbranches_widget.manifest import Manifest
+from clipbranches_widget.remote import scheme
+from clipbranches_widget.removed_rows import nth_present, read_removed, without
 from clipbranches_widget.storage import open_array
 from clipbranches_widget.thumbnails import (
     THUMBNAIL_PX,
@@ -92,6 +101,16 @@ class Shard:
     n_rows: int
     dim: int
 
+    @property
+    def end(self) -> int:
+        """The catalog row after its last."""
+        return self.first_row + self.n_rows
+
+    def among(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the local rows of those of `rows`, ascending, that lie in it."""
+        low, high = np.searchsorted(rows, (self.first_row, self.end))
+        return rows[low:high] - self.first_row
+
     @cached_property
     def embeddings(self) -> NDArray[np.float16]:
         """The unit-norm embeddings, (n_rows, dim) float16, memory-mapped read-only."""
@@ -106,7 +125,17 @@ class Shard:
 class Catalog:
     """Images with their embeddings and indexes, read-only. Create it with `Catalog.open`.
 
-    Safe to use from several threads. Two objects opened on the same folder are independent.
+    Safe to use from several threads. Two objects opened on the same folder are independent, and
+    each keeps what it was opened on: `append`, `remove` and `compact` show in those opened
+    afterwards. The length is the number of row ids, those of removed rows included.
+
+    Attributes
+    ----------
+    path : Path
+    manifest : Manifest
+    shards : tuple of Shard
+    removed_rows : (m,) int64
+        Rows that `remove` hid, ascending.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -117,6 +146,12 @@ class Catalog:
             for number, entry in enumerate(manifest.shards)
         )
         self._first_rows = np.array([s.first_row for s in self.shards], dtype=np.int64)
+        removed = manifest.removed_file
+        self.removed_rows: NDArray[np.int64] = (
+            np.empty(0, dtype=np.int64)
+            if removed is None
+            else read_removed(path / removed, manifest.n_rows)
+        )
         self._opened: dict[Hashable, Any] = {}
         self._lock = threading.RLock()
 
@@ -143,25 +178,55 @@ class Catalog:
                 "clipbranches_widget.index(images, path) or clipbranches_widget.demo()"
             )
         manifest = read_manifest(folder)
-        try:
-            check_catalog(folder, manifest)
-        except CatalogCorruptError:
-            newer = read_manifest(folder)
-            if newer == manifest:
+        while True:
+            held = [hold(folder / entry.folder / ITEMS_FILE) for entry in manifest.shards]
+            try:
+                check_catalog(folder, manifest)
+                catalog = cls(folder, manifest)
+            except CatalogCorruptError:
+                _let_go(held)
+                newer = read_manifest(folder)
+                if newer == manifest:
+                    raise
+                manifest = newer  # files were dropped meanwhile, by a writer
+            except BaseException:
+                _let_go(held)
                 raise
-            manifest = newer  # files were dropped meanwhile, by `rebuild_columns`
-            check_catalog(folder, manifest)
-        return cls(folder, manifest)
+            else:
+                weakref.finalize(catalog, _let_go, held)
+                return catalog
 
     def __len__(self) -> int:
-        """Return the number of rows."""
+        """Return the number of row ids: all rows, removed ones included; see `n_present`."""
         return self.manifest.n_rows
+
+    @property
+    def n_present(self) -> int:
+        """Number of rows that are not removed."""
+        return len(self) - len(self.removed_rows)
+
+    @cached_property
+    def is_present(self) -> NDArray[np.bool_]:
+        """Which rows are not removed, (n,) bool, read-only."""
+        mask = np.ones(len(self), dtype=np.bool_)
+        mask[self.removed_rows] = False
+        mask.flags.writeable = False
+        return mask
+
+    def present_rows(self) -> NDArray[np.int64]:
+        """Return the rows that are not removed, ascending, (n_present,) int64."""
+        return nth_present(np.arange(self.n_present, dtype=np.int64), self.removed_rows)
+
+    def without_removed(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of `rows` that are not removed, in their order."""
+        return without(rows, self.removed_rows)
 
     def __repr__(self) -> str:
         """Return one line: path, size, model."""
         model = self.encoder_info.model or "no encoder"
         shards = "1 shard" if len(self.shards) == 1 else f"{len(self.shards)} shards"
-        return f"<Catalog {self.path.name}: {len(self):,} images, {model} ({self.dim}-d), {shards}>"
+        size = f"{self.n_present:,} images"
+        return f"<Catalog {self.path.name}: {size}, {model} ({self.dim}-d), {shards}>"
 
     @property
     def dim(self) -> int:
@@ -180,7 +245,7 @@ class Catalog:
 
     @cached_property
     def items(self) -> pa.Table:
-        """One line per image, in row order; see the module docstring for the columns."""
+        """One line per row id, removed ones included; see the module docstring for the columns."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -189,10 +254,27 @@ class Catalog:
 
     @cached_property
     def skipped(self) -> pa.Table:
-        """Images that were left out when the catalog was built: uri and reason (strings)."""
+        """Images that were left out when it was built or grew: uri and reason (strings)."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return pq.read_table(self.path / SKIPPED_FILE)
+        entries = zip(self.shards, self.manifest.shards, strict=True)
+        of_shards = [s.file(SKIPPED_FILE) for s, entry in entries if SKIPPED_FILE in entry.pieces]
+        return pa.concat_tables(
+            pq.read_table(file) for file in (self.path / SKIPPED_FILE, *of_shards)
+        )
+
+    @property
+    def map(self) -> CatalogMap | None:
+        """Where the images lie on the map; None where none was computed yet.
+
+        Follows `build_map`, also one of another process.
+        """
+        found = current_map(self.path, self.manifest, self.opened)
+        if found is None or not len(self.removed_rows):
+            return found
+        present = found  # for the closure: a map that is there
+        return self.opened(("present map", found.name), lambda: present.without(self.removed_rows))
 
     @cached_property
     def embeddings(self) -> NDArray[np.float16]:
@@ -208,7 +290,8 @@ class Catalog:
         encoder = self.encoder_info
         return {
             "path": str(self.path),
-            "n_images": len(self),
+            "n_images": self.n_present,
+            "n_removed": len(self.removed_rows),
             "n_skipped": len(self.skipped),
             "n_shards": len(self.shards),
             "encoder": encoder.kind,
@@ -218,6 +301,7 @@ class Catalog:
             "n_columns": self.manifest.n_columns,
             "column_parts": self.manifest.column_parts,
             "column_bytes": self.manifest.column_bytes,
+            "has_map": self.manifest.map_file is not None,
             "bytes_on_disk": sum(piece.n_bytes for _, piece in pieces(self.path, self.manifest)),
             "source_root": self.manifest.source_root,
             "about": self.manifest.about,
@@ -364,7 +448,10 @@ class Catalog:
         content_hash = self._item("content_hash", row)
         if content_hash:
             return str(content_hash)
-        file = Path(self._root or "", self.uri(row))
+        uri = self.uri(row)
+        if scheme(uri):
+            return uri
+        file = Path(self._root or "", uri)
         changed = file.stat().st_mtime_ns if file.is_file() else 0
         return f"{file}|{changed}"
 
@@ -388,6 +475,12 @@ class Catalog:
             positions = np.flatnonzero(numbers == number)
             shard = self.shards[number]
             yield shard, positions, rows[positions] - shard.first_row
+
+
+def _let_go(held: list[int | None]) -> None:
+    for descriptor in held:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _shown(values: NDArray[Any]) -> str:

@@ -14,21 +14,15 @@ from numpy.typing import NDArray
 from clipbranches_widget.box_query import ColumnIndex
 from clipbranches_widget.catalog import Catalog, Shard
 from clipbranches_widget.column_model import ColumnModel
+from clipbranches_widget.labels import LabelSet
+from clipbranches_widget.shard_search import nearest
 from clipbranches_widget.sorted_columns import SortedColumns
-from clipbranches_widget.vector_index import VectorIndex, ranked
-
-
-def open_vector_index(catalog: Catalog, shard: Shard) -> VectorIndex:
-    """Return the vector index of one shard; opened once per catalog object."""
-    return catalog.opened(
-        ("vectors", shard.number),
-        lambda: VectorIndex.open(shard.file("vectors.usearch"), shard.embeddings),
-    )
+from clipbranches_widget.vector_index import unit_query
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """One shard's column index and vector index, opened when first used."""
+    """One shard's column index, opened when first used."""
 
     catalog: Catalog
     shard: Shard
@@ -40,11 +34,6 @@ class ShardIndex:
         return SortedColumns.open(
             self.shard.path, n_columns=self.n_columns, n_rows=self.shard.n_rows
         )
-
-    @cached_property
-    def vectors(self) -> VectorIndex:
-        """The vector index."""
-        return open_vector_index(self.catalog, self.shard)
 
 
 class CatalogIndex:
@@ -66,27 +55,30 @@ class CatalogIndex:
     @cached_property
     def columns(self) -> ColumnIndex:
         """The column index of all shards: answers boxes and trees."""
-        return ColumnIndex([part.columns for part in self.shards])
+        return ColumnIndex(
+            [part.columns for part in self.shards], removed=self.catalog.removed_rows
+        )
 
     def nearest(
         self, vector: NDArray[np.floating], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the k rows nearest to a vector, over all shards.
+        """Return the k rows nearest to a vector, over all shards, removed rows aside.
 
         Returns
         -------
-        rows : (min(k, n),) int64
+        rows : (min(k, n_present),) int64
             Similarity descending, ties by row.
-        similarities : (min(k, n),) float32
+        similarities : (min(k, n_present),) float32
             Exact cosine similarities; which rows are found is approximate in large shards.
         """
-        found = [part.vectors.search(vector, k) for part in self.shards]
-        rows = [
-            local + part.shard.first_row
-            for part, (local, _) in zip(self.shards, found, strict=True)
-        ]
-        similarities = np.concatenate([similarity for _, similarity in found])
-        return ranked(np.concatenate(rows), similarities, k)
+        query = unit_query(vector, self.catalog.dim)
+        found = nearest(self.catalog, query, k)
+        return found.rows, found.similarities
+
+    def present(self, labels: LabelSet) -> tuple[LabelSet, int]:
+        """Return the labels of rows that are not removed, and how many others there were."""
+        kept = labels.without(self.catalog.removed_rows)
+        return kept, len(labels) - len(kept)
 
     def embeddings(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the embeddings of `rows`, in their order: (m, dim) float32, a copy."""

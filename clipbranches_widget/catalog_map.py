@@ -22,6 +22,7 @@ from clipbranches_widget.errors import CatalogCorruptError, QueryError
 from clipbranches_widget.integrity import identity, read_manifest
 from clipbranches_widget.manifest import Manifest
 from clipbranches_widget.map_layout import MAX_POINTS, layout
+from clipbranches_widget.removed_rows import is_among
 from clipbranches_widget.storage import open_array, save_array
 
 MAX_COORDINATE = 65_534
@@ -72,6 +73,12 @@ class CatalogMap:
         found = np.minimum(np.searchsorted(self.rows, wanted), len(self.rows) - 1)
         places: NDArray[np.int64] = found[self.rows[found] == wanted]
         return places
+
+    def without(self, removed: NDArray[np.int64]) -> CatalogMap:
+        """Return the map without rows that are removed, ascending; its name says how many."""
+        kept = ~is_among(self.rows, removed)
+        name = f"{self.name} without {len(removed)}"
+        return CatalogMap(name, self.rows[kept], self.points[kept], self.n_rows)
 
     def inside(self, polygon: ArrayLike) -> NDArray[np.int64]:
         """Return the rows whose points lie inside a closed polygon, ascending.
@@ -134,6 +141,7 @@ def compute_map(
     *,
     max_points: int = MAX_POINTS,
     seed: int = 0,
+    removed: NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] | None = None,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> NDArray[np.uint16]:
@@ -147,6 +155,8 @@ def compute_map(
         Of more rows, so many are placed, drawn at random without replacement.
     seed
         Same embeddings, seed and `max_points`: same map.
+    removed : (r,) int64, optional
+        Rows that get no place, ascending.
     progress
         Gets (done, 100).
     is_cancelled
@@ -155,8 +165,11 @@ def compute_map(
     first_rows = np.cumsum([0, *(len(shard) for shard in shards)])
     n_rows = int(first_rows[-1])
     rows = np.arange(n_rows)
-    if n_rows > max_points:
-        rows = np.sort(np.random.default_rng(seed).choice(n_rows, max_points, replace=False))
+    if removed is not None and len(removed):
+        rows = rows[~is_among(rows, removed)]
+    if len(rows) > max_points:
+        rng = np.random.default_rng(seed)
+        rows = rows[np.sort(rng.choice(len(rows), max_points, replace=False))]
     embeddings = np.empty((len(rows), shards[0].shape[1]), dtype=np.float32)
     for first_row, shard in zip(first_rows, shards, strict=False):
         low, high = np.searchsorted(rows, [first_row, first_row + len(shard)])
@@ -193,7 +206,7 @@ def read_map(file: Path, n_rows: int) -> CatalogMap:
     CatalogCorruptError
         The file is missing, truncated, or of another type.
     """
-    stored = np.asarray(open_array(file, dtype="<u2", shape=(None, 2)))
+    stored = np.asarray(open_array(file, dtype="<u2", shape=(None, 2)))[:n_rows]
     rows = np.flatnonzero(stored[:, 0] != NO_PLACE)
     return CatalogMap(file.name, rows, np.ascontiguousarray(stored[rows]), n_rows)
 

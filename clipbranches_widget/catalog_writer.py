@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbranches_widget.catalog_map import compute_map, save_map
 from clipbranches_widget.column_build import build_sorted_columns, optional_files
 from clipbranches_widget.column_model import (
     SAMPLE_ROWS,
@@ -68,6 +69,8 @@ class CatalogWriter:
         A shard is closed when it holds so many rows; at least 1.
     columns : "full", "bits" or "codes"
         What to store of the column index; see `SortedColumns`.
+    first_row
+        Row id of the first row: 0 for a new catalog.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class CatalogWriter:
         encoder_info: EncoderInfo,
         rows_per_shard: int = ROWS_PER_SHARD,
         columns: ColumnParts = "full",
+        first_row: int = 0,
     ) -> None:
         if rows_per_shard < 1:
             raise CatalogError(f"expected rows_per_shard >= 1, got {rows_per_shard}")
@@ -84,6 +88,7 @@ class CatalogWriter:
         self.folder = folder
         self.encoder_info = encoder_info
         self.n_rows = 0
+        self._first_row = first_row
         self._rows_per_shard = rows_per_shard
         self._columns = columns
         self._shards: list[tuple[Path, int, int]] = []
@@ -150,6 +155,7 @@ class CatalogWriter:
         source_root: Path | None = None,
         about: str = "",
         progress: StageProgress | None = None,
+        with_map: bool = False,
     ) -> None:
         """Build the indexes and write the manifest; nothing can be appended afterwards.
 
@@ -165,12 +171,49 @@ class CatalogWriter:
             Free text for the manifest, such as an attribution.
         progress
             Called now and then.
+        with_map
+            Compute the map, too.
         """
         self._finish_shard()
         if not self.n_rows:
             raise CatalogError("expected at least one row, got none")
         model = self._column_model(text_tower, _labelled(progress, "column choice"))
         model.save(self.folder)
+        shards = self.finish_shards(model, progress=progress)
+        if with_map:
+            embeddings = [
+                open_array(folder / EMBEDDINGS_FILE, dtype=np.float16)
+                for folder, _, _ in self._shards
+            ]
+            save_map(self.folder, compute_map(embeddings, progress=_labelled(progress, "map")))
+        _write_skipped(self.folder / SKIPPED_FILE, skipped)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            encoder=asdict(self.encoder_info),
+            n_rows=self.n_rows,
+            column_model_hash=model.hash,
+            n_columns=model.n_columns,
+            pieces=_pieces(self.folder),
+            shards=shards,
+            source_root=str(source_root) if source_root is not None else None,
+            about=about,
+            created=_created(),
+        )
+        write_json(self.folder / MANIFEST_FILE, manifest.to_dict())
+
+    def finish_shards(
+        self,
+        model: ColumnModel,
+        *,
+        skipped: Sequence[tuple[str, str]] = (),
+        progress: StageProgress | None = None,
+    ) -> tuple[ShardEntry, ...]:
+        """Build the indexes of all shards, on columns that are there already; return the shards.
+
+        Nothing can be appended afterwards. Images left out, (uri, reason), are kept with the
+        last shard.
+        """
+        self._finish_shard()
         for number, (folder, _, _) in enumerate(self._shards):
             part = f" {number + 1}/{len(self._shards)}" if len(self._shards) > 1 else ""
             embeddings = open_array(folder / EMBEDDINGS_FILE, dtype=np.float16)
@@ -186,30 +229,19 @@ class CatalogWriter:
                 columns=self._columns,
                 progress=_labelled(progress, f"column index{part}"),
             )
-        _write_skipped(self.folder / SKIPPED_FILE, skipped)
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            encoder=asdict(self.encoder_info),
-            n_rows=self.n_rows,
-            column_model_hash=model.hash,
-            n_columns=model.n_columns,
-            pieces=_pieces(self.folder),
-            shards=tuple(
-                ShardEntry(
-                    folder.relative_to(self.folder).as_posix(), first, n_rows, _pieces(folder)
-                )
-                for folder, first, n_rows in self._shards
-            ),
-            source_root=str(source_root) if source_root is not None else None,
-            about=about,
-            created=_created(),
+        if skipped and self._shards:
+            _write_skipped(self._shards[-1][0] / SKIPPED_FILE, skipped)
+        return tuple(
+            ShardEntry(folder.relative_to(self.folder).as_posix(), first, n_rows, _pieces(folder))
+            for folder, first, n_rows in self._shards
         )
-        write_json(self.folder / MANIFEST_FILE, manifest.to_dict())
 
     def _current(self) -> _ShardWriter:
         if self._open is None:
             folder = self.folder / "shards" / f"{len(self._shards):04d}"
-            self._open = _ShardWriter(folder, first_row=self.n_rows, dim=self.encoder_info.dim)
+            self._open = _ShardWriter(
+                folder, first_row=self._first_row + self.n_rows, dim=self.encoder_info.dim
+            )
         return self._open
 
     def _finish_shard(self) -> None:

@@ -8,10 +8,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipbranches_widget import __version__
-from clipbranches_widget.errors import ClipBranchesError, QueryError
+from clipbranches_widget.errors import ClipBranchesError, ExportError, QueryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from clipbranches_widget.result import Result
 
 QUICKSTART = "quickstart.ipynb"
+PRETRAINED = "laion2b_s34b_b79k"
+SOURCE_HELP = (
+    "folder of images, Parquet, Arrow, WebDataset .tar or .zip files, a saved Hugging Face data "
+    "set, .npy embeddings or a clip-retrieval folder; a path, a pattern or a URL"
+)
 COLUMN_PARTS = ("full", "bits", "codes")
 COLUMNS_HELP = (
     "how much of the column index to store: full (9 bytes per image and column, fastest), bits (5) "
@@ -63,13 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
-    index = commands.add_parser("index", help="embed a folder of images into a new catalog")
-    index.add_argument("source", type=Path, metavar="SOURCE", help="folder with images")
+    index = commands.add_parser("index", help="embed images into a new catalog")
+    index.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     index.add_argument("catalog", type=Path, metavar="CATALOG", help="new folder, NAME.cbcat")
-    index.add_argument("--model", default="ViT-B-32", help="open_clip model (default ViT-B-32)")
+    index.add_argument("--model", help="open_clip model (default ViT-B-32)")
     index.add_argument(
         "--pretrained",
-        default="laion2b_s34b_b79k",
+        default=PRETRAINED,
         help="open_clip tag or a checkpoint file (default laion2b_s34b_b79k)",
     )
     index.add_argument(
@@ -78,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         help="use the bundled demo model for icons: offline, but not meant for photographs",
     )
     index.add_argument("--batch-size", type=int, default=64, help="images a batch (default 64)")
+    _add_source_options(index)
     index.add_argument("--columns", choices=COLUMN_PARTS, default="full", help=COLUMNS_HELP)
+    index.add_argument("--no-map", action="store_true", help="do not compute the map")
     index.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     index.add_argument("--quiet", action="store_true", help="no progress bar")
     index.set_defaults(run=_index)
@@ -96,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     columns.add_argument("--quiet", action="store_true", help="no progress bar")
     columns.set_defaults(run=_columns)
 
+    map_of = commands.add_parser("map", help="compute the map of a catalog")
+    map_of.add_argument("catalog", type=Path, metavar="CATALOG")
+    map_of.add_argument("--quiet", action="store_true", help="no progress bar")
+    map_of.set_defaults(run=_map)
+
+    _add_growth(commands)
+
     search = commands.add_parser("search", help="print the images nearest to a text")
     search.add_argument("catalog", type=Path, metavar="CATALOG")
     search.add_argument("text", metavar="TEXT")
@@ -112,9 +126,66 @@ def _parser() -> argparse.ArgumentParser:
     apply.add_argument("-k", type=int, help="how many, best first (default 10; with --out all)")
     apply.set_defaults(run=_apply)
 
+    _add_app(commands)
+
     doctor = commands.add_parser("doctor", help="say what is installed and what is wrong with it")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_source_options(index: argparse.ArgumentParser) -> None:
+    index.add_argument(
+        "--image-column", metavar="NAME", help="column with the image bytes, paths or URLs"
+    )
+    index.add_argument("--caption-column", metavar="NAME", help="column with the captions")
+    index.add_argument(
+        "--items", metavar="TABLE", help="Parquet or Arrow file, a line for each row of .npy files"
+    )
+    index.add_argument(
+        "--check-order",
+        type=int,
+        default=0,
+        metavar="N",
+        help="embed N images again and compare with the embeddings of their rows, such as 32",
+    )
+
+
+def _add_growth(commands: Any) -> None:
+    append = commands.add_parser(
+        "append", help="add images to a catalog, but for those that it has already"
+    )
+    append.add_argument("catalog", type=Path, metavar="CATALOG")
+    append.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    append.add_argument("--batch-size", type=int, default=64, help="images a batch (default 64)")
+    _add_source_options(append)
+    append.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    append.add_argument("--quiet", action="store_true", help="no progress bar")
+    append.set_defaults(run=_append)
+
+    remove = commands.add_parser("remove", help="hide images of a catalog for good")
+    remove.add_argument("catalog", type=Path, metavar="CATALOG")
+    remove.add_argument("rows", type=int, nargs="+", metavar="ROW", help="row ids")
+    remove.set_defaults(run=_remove)
+
+    compact = commands.add_parser(
+        "compact", help="join the small shards of a catalog and erase removed images"
+    )
+    compact.add_argument("catalog", type=Path, metavar="CATALOG")
+    compact.add_argument("--quiet", action="store_true", help="no progress bar")
+    compact.set_defaults(run=_compact)
+
+
+def _add_app(commands: Any) -> None:
+    app = commands.add_parser(
+        "app", help="serve the Explorer as a web page without cells (needs voila)"
+    )
+    app.add_argument("catalog", type=Path, metavar="CATALOG")
+    app.add_argument(
+        "--session", type=Path, help="session file, resumed if it is there (default: a new one)"
+    )
+    app.add_argument("--no-browser", action="store_true", help="print the address instead")
+    app.add_argument("--port", type=int, default=8866, help="first port to try (default 8866)")
+    app.set_defaults(run=_app)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -162,19 +233,26 @@ def _notebooks() -> Path:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    from clipbranches_widget.encoder import bundled_encoder
-    from clipbranches_widget.ingest import index
+    from clipbranches_widget.ingest import BUNDLED, index, make_encoder
 
+    model = BUNDLED if arguments.demo_encoder else arguments.model
+    encoder = None
+    if model is not None:  # named, so that embeddings are known to be its own
+        encoder = make_encoder(model, arguments.pretrained, arguments.device)
     catalog = index(
         arguments.source,
         arguments.catalog,
-        model=arguments.model,
-        pretrained=arguments.pretrained,
-        encoder=bundled_encoder() if arguments.demo_encoder else None,
+        pretrained=arguments.pretrained if encoder is None else PRETRAINED,
+        encoder=encoder,
+        items=arguments.items,
+        image_column=arguments.image_column,
+        caption_column=arguments.caption_column,
+        check_order=arguments.check_order,
         batch_size=arguments.batch_size,
         columns=arguments.columns,
-        device=arguments.device,
+        device=arguments.device if encoder is None else None,
         progress=not arguments.quiet,
+        with_map=not arguments.no_map,
     )
     print(catalog)
     for uri, reason in zip(*catalog.skipped.to_pydict().values(), strict=True):
@@ -203,6 +281,72 @@ def _columns(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _map(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.map_build import build_map
+
+    catalog = build_map(arguments.catalog, progress=not arguments.quiet)
+    print(catalog)
+    print(catalog.map)
+    return 0
+
+
+def _append(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.catalog_append import append, append_embeddings
+    from clipbranches_widget.encoder import load_encoder
+    from clipbranches_widget.sources import find
+
+    kind = find(arguments.source).kind
+    columns = {
+        "image_column": arguments.image_column,
+        "caption_column": arguments.caption_column,
+    }
+    if kind in ("npy", "clip-retrieval"):
+        encoder = None
+        if arguments.check_order:
+            info = Catalog.open(arguments.catalog).encoder_info
+            encoder = load_encoder(info, device=arguments.device)
+        added = append_embeddings(
+            arguments.catalog,
+            arguments.source,
+            items=arguments.items,
+            encoder=encoder,
+            check_order=arguments.check_order,
+            progress=not arguments.quiet,
+            **columns,
+        )
+    elif arguments.items is not None or arguments.check_order:
+        raise QueryError("expected --items and --check-order only with embeddings: drop them")
+    else:
+        added = append(
+            arguments.catalog,
+            arguments.source,
+            batch_size=arguments.batch_size,
+            device=arguments.device,
+            progress=not arguments.quiet,
+            **columns,
+        )
+    for uri, reason in zip(*added.skipped.to_pydict().values(), strict=True):
+        print(f"skipped {uri}: {reason}", file=sys.stderr)
+    print(added)
+    print(added.catalog)
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.catalog_remove import remove
+
+    print(remove(arguments.catalog, arguments.rows))
+    return 0
+
+
+def _compact(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.catalog_compact import compact
+
+    print(compact(arguments.catalog, progress=not arguments.quiet))
+    return 0
+
+
 def _search(arguments: argparse.Namespace) -> int:
     from clipbranches_widget.catalog import Catalog
     from clipbranches_widget.encoder import load_encoder
@@ -224,6 +368,8 @@ def _apply(arguments: argparse.Namespace) -> int:
         raise QueryError(f"expected --out to end in {' or '.join(TABLE_SUFFIXES)}, got {out}")
     if k is not None and k < 1:
         raise QueryError(f"expected -k of at least 1, got {k}")
+    if out is not None and not out.parent.is_dir():
+        raise ExportError(f"cannot write {out}: no folder {out.parent}: make it, or choose another")
     concept = Concept.load(arguments.concept)
     result = concept.apply(Catalog.open(arguments.catalog), threshold=arguments.threshold)
     for note in result.notes:
@@ -231,7 +377,10 @@ def _apply(arguments: argparse.Namespace) -> int:
     if out is None:
         _print_rows(result[: 10 if k is None else k])
         return 0
-    _write_table(result[:k], out)
+    if out.suffix == ".csv":
+        result[:k].to_csv(out, overwrite=True)
+    else:
+        result[:k].to_parquet(out, overwrite=True)
     print(result)
     return 0
 
@@ -242,22 +391,15 @@ def _print_rows(result: Result) -> None:
         print(f"{score:.4f}\t{row}\t{catalog.uri(row)}\t{catalog.caption(row)}")
 
 
-def _write_table(result: Result, path: Path) -> None:
-    """Write one line a row to a Parquet or CSV file, in one step."""
-    from clipbranches_widget.storage import atomic_file
+def _app(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.app import serve
+    from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.session import Session
 
-    table = result.to_pandas()
-    try:
-        with atomic_file(path) as temporary:
-            if path.suffix == ".csv":
-                table.to_csv(temporary, index=False)
-            else:
-                table.to_parquet(temporary, index=False)
-    except OSError as error:
-        raise QueryError(
-            f"cannot write {path}: {error.strerror or error}: check the folder, the permissions "
-            "and the free space, or choose another path"
-        ) from error
+    session = Session(Catalog.open(arguments.catalog), arguments.session)
+    print(f"session file: {session.path}", flush=True)
+    serve(session, port=arguments.port, open_browser=not arguments.no_browser)
+    return 0
 
 
 def _doctor(_: argparse.Namespace) -> int:

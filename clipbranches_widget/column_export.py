@@ -53,7 +53,7 @@ def export_columns(
         Write a Parquet file there, in place of what is there, and make its folder. It appears
         complete or not at all.
     rows : optional
-        Row ids: a list, an array or a Result. Default: the whole catalog.
+        Row ids: a list, an array or a Result. Default: the whole catalog, but for removed rows.
 
     Returns
     -------
@@ -89,6 +89,8 @@ def export_columns(
 
     index = catalog.opened("index", lambda: CatalogIndex(catalog))
     wanted = None if rows is None else catalog.check_rows(as_row_ids(rows))
+    if wanted is None and len(catalog.removed_rows):
+        wanted = catalog.present_rows()
     names = column_names(index.model.names)
     schema = pa.schema([(ROW_COLUMN, pa.int64()), *((name, pa.float32()) for name in names)])
     batches = (

@@ -301,12 +301,14 @@ class Concept:
         )
         clock = RoundClock()
         index = catalog.opened("index", lambda: CatalogIndex(catalog))
-        labels = self.labels_in(catalog)
+        found = self.labels_in(catalog)
+        labels, n_ignored = index.present(found)
         off, pinned = self._boxes("off"), self._boxes("pinned")
-        asked = Asked(labels, self.query_text, self.learned_threshold, self.seed, off, pinned)
+        limit = self.learned_threshold
+        asked = Asked(labels, self.query_text, limit, self.seed, off, pinned, n_ignored)
         clock.stage("sample", 0.0)
         scored = first_page(index, self.teacher, asked)
-        drawn = random_rows(len(catalog), np.random.default_rng(self.seed))
+        drawn = random_rows(catalog, np.random.default_rng(self.seed))
         logit = self.teacher.logit_of(self.learned_threshold)
         model = RoundModel(
             teacher=self.teacher,
@@ -318,7 +320,7 @@ class Concept:
             listed=self.boxes if off else (),
         )
         result = answer(index, model, scored, asked, clock, strategy=strategy)
-        result = replace(result, notes=self._notes(result))
+        result = replace(result, notes=self._notes(result, found))
         limit = self.threshold if threshold is None else threshold
         return result if limit == self.learned_threshold else result.at(limit)
 
@@ -354,12 +356,12 @@ class Concept:
         grown = math.ceil(self.n_nearest * n_rows / self.catalog.n_rows)
         return max(self.n_nearest, min(grown, MAX_NEAREST))
 
-    def _notes(self, result: Result) -> tuple[str, ...]:
+    def _notes(self, result: Result, found: LabelSet) -> tuple[str, ...]:
         """Return the round's notes, with what is new or missing in this catalog."""
         catalog, used = result.catalog, result.labels or LabelSet()
         notes = [note for note in result.notes if note not in label_notes(used)]
         notes += label_notes(self.labels)
-        n_before, n_used, n_labels = self.catalog.n_rows, len(used), len(self.labels)
+        n_before, n_used, n_labels = self.catalog.n_rows, len(found), len(self.labels)
         if catalog_id(catalog).id != self.catalog.id:
             notes.append(
                 f"{self.name!r} was saved on another catalog, {self.catalog.name}: "

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from clipbranches_widget.boxes import LeafBox
 from clipbranches_widget.catalog_index import CatalogIndex
+from clipbranches_widget.removed_rows import nth_present
 from clipbranches_widget.teacher import Teacher
 from clipbranches_widget.trees import TreeEnsemble
 
 if TYPE_CHECKING:
+    from clipbranches_widget.catalog import Catalog
     from clipbranches_widget.labels import LabelSet
 
 SLACK_LOGITS = 0.3
@@ -77,11 +79,13 @@ class Sample:
         return weights
 
 
-def random_rows(n_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def random_rows(catalog: Catalog, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw the rows that stand for the whole catalog, in random order: all of a small one."""
-    if n_rows <= SAMPLE_ALL_BELOW:
-        return rng.permutation(n_rows)
-    return rng.choice(n_rows, size=N_RANDOM, replace=False)
+    if catalog.n_present <= SAMPLE_ALL_BELOW:
+        places = rng.permutation(catalog.n_present)
+    else:
+        places = rng.choice(catalog.n_present, size=N_RANDOM, replace=False)
+    return nth_present(places, catalog.removed_rows)
 
 
 def draw_sample(
@@ -96,7 +100,7 @@ def draw_sample(
     `limit_logit` is the teacher's decision; the target is generous by `SLACK_LOGITS`.
     """
     parts = [random_rows, labels.positive, labels.negative]
-    if len(random_rows) < len(index.catalog):
+    if len(random_rows) < index.catalog.n_present:
         parts.append(index.nearest(teacher.direction, N_NEAR_TEACHER)[0])
         positives = index.embeddings(labels.positive[:MAX_POSITIVES_SEARCHED])
         parts += [index.nearest(vector, N_NEAR_POSITIVE)[0] for vector in positives]
@@ -120,7 +124,7 @@ def choose_boxes(forest: TreeEnsemble, sample: Sample, n_rows: int) -> list[Leaf
     forest : TreeEnsemble
     sample : Sample
     n_rows : int
-        Rows of the catalog.
+        Rows of the catalog that are not removed.
     """
     leaves = [box for boxes in forest.leaf_boxes() for box in boxes if box.value > 0]
     if not leaves or not sample.target.any():

@@ -11,30 +11,43 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.encoder import Encoder
 from clipbranches_widget.errors import ImageReadError
-from clipbranches_widget.images import MAX_PIXELS, load
+from clipbranches_widget.images import MAX_PIXELS, Encoded, load
 from clipbranches_widget.thumbnails import THUMBNAIL_PX, thumbnail_webp
+
+_MAX_SKIPPED = 4096
+"""Images left out before a batch comes anyway: whoever waits hears of them."""
+
+
+class Known(Protocol):
+    """Contents that are not to be embedded, by their hash."""
+
+    def check(self, content_hash: str) -> str | None:
+        """Return why an image is skipped before it is decoded, or None; in the decoder threads."""
+
+    def take(self, content_hash: str) -> str | None:
+        """Return why a decoded image is skipped, or None: it is taken; in the images' order."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedBatch:
-    """Some images, in the order of the uris, and the ones between them that could not be read.
+    """Some images, in the order they were given, and the ones between them that could not be read.
 
     Attributes
     ----------
     positions
-        Indices into the uris of the images that were read, ascending; shape (b,), b may be 0.
+        Places, from 0, of the images that were read, ascending; shape (b,), b may be 0.
     embeddings
         Unit vectors, shape (b, dim).
     widths, heights
@@ -68,7 +81,7 @@ class _Ready:
 
 
 def embed_images(
-    uris: Sequence[str],
+    images: Iterable[str | tuple[str, Encoded]],
     encoder: Encoder,
     *,
     root: Path | None = None,
@@ -76,17 +89,19 @@ def embed_images(
     n_decoders: int | None = None,
     thumbnail_size: int = THUMBNAIL_PX,
     max_pixels: int = MAX_PIXELS,
+    known: Known | None = None,
 ) -> Generator[EmbeddedBatch, None, None]:
     """Yield the embeddings of images, batch by batch.
 
-    Every position of `uris` comes exactly once, in ascending order over the whole iteration: as
+    Every position of `images` comes exactly once, in ascending order over the whole iteration: as
     an image or as skipped. Closing the iterator early, or an exception in the caller's loop
     (Ctrl-C too), drops what is queued and waits only for the images being decoded.
 
     Parameters
     ----------
-    uris
-        What `images.load` reads.
+    images
+        Uris for `images.load`, alone or with the image's bytes or a way to read them. They are
+        asked for no faster than they are decoded, so bytes do not pile up.
     encoder
         Its `preprocess` runs in the decoder threads, its `encode_tensors` in the caller's.
     root
@@ -99,6 +114,8 @@ def embed_images(
         Longest side of the thumbnails in pixels.
     max_pixels
         Larger images are skipped.
+    known
+        Says which contents to skip; they are not decoded, or at least not embedded.
 
     Raises
     ------
@@ -112,9 +129,17 @@ def embed_images(
     n_threads = n_decoders or min(16, max(2, os.cpu_count() or 2))
     target_size = max(encoder.image_size, thumbnail_size)
 
-    def prepare(uri: str) -> _Ready | str:
+    def prepare(image: str | tuple[str, Encoded]) -> _Ready | str:
+        uri, data = (image, None) if isinstance(image, str) else image
         try:
-            loaded = load(uri, root=root, target_size=target_size, max_pixels=max_pixels)
+            loaded = load(
+                uri,
+                root=root,
+                data=data() if callable(data) else data,
+                target_size=target_size,
+                max_pixels=max_pixels,
+                check=None if known is None else known.check,
+            )
             return _Ready(
                 encoder.preprocess(loaded.image),
                 loaded.width,
@@ -126,30 +151,37 @@ def embed_images(
             return str(error) or type(error).__name__
 
     window: deque[Future[_Ready | str]] = deque()
-    waiting = iter(uris)
+    waiting = iter(images)
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="clipbranches-decode")
     ready: list[tuple[int, _Ready]] = []
     skipped: list[tuple[int, str]] = []
     try:
-        for uri in islice(waiting, 2 * batch_size + n_threads):
-            window.append(pool.submit(prepare, uri))
+        for image in islice(waiting, 2 * batch_size + n_threads):
+            window.append(pool.submit(prepare, image))
         position = 0
         while window:
-            outcome = window.popleft().result()
-            for uri in islice(waiting, 1):
-                window.append(pool.submit(prepare, uri))
+            outcome = _taken(window.popleft().result(), known)
+            for image in islice(waiting, 1):
+                window.append(pool.submit(prepare, image))
             if isinstance(outcome, str):
                 skipped.append((position, outcome))
             else:
                 ready.append((position, outcome))
             position += 1
-            if len(ready) == batch_size:
+            if len(ready) == batch_size or len(skipped) == _MAX_SKIPPED:
                 yield _embed(encoder, ready, skipped)
                 ready, skipped = [], []
         if ready or skipped:
             yield _embed(encoder, ready, skipped)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _taken(outcome: _Ready | str, known: Known | None) -> _Ready | str:
+    """Return an image, or why it is skipped."""
+    if known is None or isinstance(outcome, str):
+        return outcome
+    return known.take(outcome.content_hash) or outcome
 
 
 def _embed(

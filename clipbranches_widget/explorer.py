@@ -162,7 +162,7 @@ class Explorer(VuetifyTemplate):
         """Return one line: this is what a saved notebook shows where no widget can run."""
         labels = self.session.labels
         return (
-            f"<Explorer of {len(self.session.catalog):,} images: "
+            f"<Explorer of {self.session.catalog.n_present:,} images: "
             f"{len(labels.positive)} yes, {len(labels.negative)} no>"
         )
 

@@ -66,7 +66,7 @@ class QueryPart(Part):
     def state(self) -> dict[str, Any]:
         """Return the latest search, those before it, and the filters."""
         session = self.host.session
-        n_total = len(session.catalog)
+        n_total = session.catalog.n_present
         kind, text, _ = self._now or ("", "", "")
         return {
             "text": text[:MAX_TEXT_CHARS],
@@ -212,7 +212,11 @@ class QueryPart(Part):
 
     def _read_columns(self) -> None:
         with suppress(OSError):
-            found = summaries(self.host.session.catalog.items)[:MAX_COLUMNS]
+            catalog = self.host.session.catalog
+            items = catalog.items
+            if len(catalog.removed_rows):
+                items = items.filter(catalog.is_present)
+            found = summaries(items)[:MAX_COLUMNS]
             self._columns = [asdict(each) for each in found]
         self.host.post(self.host.update, self)
 

@@ -95,15 +95,17 @@ class Contents:
         labels = session.labels
         hits = session.hits
         result = session.result
-        ranked: dict[str, Rows] = {"catalog": range(len(session.catalog))}
+        catalog = session.catalog
+        has_removed = bool(len(catalog.removed_rows))
+        everything: Rows = catalog.present_rows() if has_removed else range(len(catalog))
+        ranked: dict[str, Rows] = {"catalog": everything}
         if hits is not None:
             ranked["hits"] = hits.rows
         if result is not None:
             ranked["result"] = result.rows
-        if len(labels.positive):
-            ranked["yes"] = labels.positive
-        if len(labels.negative):
-            ranked["no"] = labels.negative
+        for name, rows in (("yes", labels.positive), ("no", labels.negative)):
+            if len(present := catalog.without_removed(rows)):
+                ranked[name] = present
         return cls(session, ranked, hits, result, page_size)
 
     def with_result(self, result: Result) -> Contents:
@@ -267,7 +269,7 @@ def headline(contents: Contents, place: Place) -> str:
         about = f" to \u201c{shorten(hits.query_text, 80)}\u201d" if hits.query_text else ""
         return f"{n_rows:,} nearest {images}{about}{seconds_text(hits.timings)}"
     if place.tab == "catalog":
-        n_total = len(contents.session.catalog)
+        n_total = contents.session.catalog.n_present
         of = f" of {n_total:,}" if n_rows < n_total else ""
         return f"{n_rows:,}{of} {images} in the catalog"
     return f"{n_rows:,} {images} marked {place.tab}"

@@ -67,6 +67,21 @@ if sys.platform == "win32":
     def sync_folder(path: Path) -> None:
         """Do nothing: Windows has no such call and needs none."""
 
+    def hold(path: Path) -> int | None:
+        """Keep a file from being deleted until the descriptor is closed; None if that fails."""
+        try:
+            return os.open(path, os.O_RDONLY | os.O_BINARY)
+        except OSError:
+            return None
+
+    def delete_unless_held(path: Path) -> bool:
+        """Delete a file that no process holds; return whether it is gone."""
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError:
+            return False
+        return True
+
 else:
     import fcntl
 
@@ -84,3 +99,36 @@ else:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def hold(path: Path) -> int | None:
+        """Keep a file from `delete_unless_held` until the descriptor is closed.
+
+        None if that fails: the file is gone, or the file system has no locks.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:
+            return None
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
+        return None
+
+    def delete_unless_held(path: Path) -> bool:
+        """Delete a file that no process holds; return whether it is gone."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        except BlockingIOError:
+            return False
+        except OSError:  # no locks here: whoever reads the file has it mapped
+            path.unlink()
+        finally:
+            os.close(descriptor)
+        return True

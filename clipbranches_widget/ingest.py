@@ -6,25 +6,23 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.catalog_writer import ROWS_PER_SHARD, CatalogWriter
-from clipbranches_widget.embed import EmbeddedBatch, embed_images
+from clipbranches_widget.embed import EmbeddedBatch, Known, embed_images
 from clipbranches_widget.encoder import Encoder, EncoderInfo, OpenClipEncoder, bundled_encoder
 from clipbranches_widget.errors import CatalogError
+from clipbranches_widget.map_layout import is_available
+from clipbranches_widget.order_check import check_order as compare_with_images
 from clipbranches_widget.sorted_columns import ColumnParts
-from clipbranches_widget.sources import (
-    MEASURED_COLUMNS,
-    ImageSource,
-    Source,
-    fill_captions,
-    image_source,
-    items_table,
-)
+from clipbranches_widget.source_arrays import embedding_source
+from clipbranches_widget.source_embeddings import EmbeddingSource
+from clipbranches_widget.source_table import ImageSource, RowStream
+from clipbranches_widget.sources import Found, Source, find, image_source
 from clipbranches_widget.stage_bars import StageBars, StageProgress
 from clipbranches_widget.storage import staged_folder
 
@@ -50,18 +48,28 @@ def index(
     device: str | None = None,
     progress: bool = True,
     encoder: Encoder | None = None,
+    items: pd.DataFrame | pa.Table | str | Path | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    check_order: int = 0,
     rows_per_shard: int = ROWS_PER_SHARD,
     columns: ColumnParts = "full",
     about: str = "",
+    with_map: bool = True,
 ) -> Catalog:
     """Embed images and build a catalog of them.
 
     Parameters
     ----------
     source
-        A folder (its whole tree; hidden files are ignored), a list or Series of paths, or a
-        DataFrame or Arrow table with a column ``uri`` or ``path``, optionally ``caption``, and
-        columns of your own, which are kept. Without a caption the file name serves.
+        A folder (its whole tree; hidden files are ignored), a list or Series of paths or URLs, a
+        DataFrame or Arrow table with a column ``uri`` or ``path`` or of image bytes, optionally
+        ``caption``, and columns of your own, which are kept. Files or a pattern of files: Parquet,
+        Arrow, WebDataset tar, zip. A Hugging Face `datasets.Dataset`, or the folder it was saved
+        to. Each may be a URL that fsspec reads, such as ``s3://bucket/train-{000..099}.tar``.
+        Without a caption the file name serves. Embeddings that are there already (``.npy``, the
+        output of clip-retrieval) are taken as they are, as in `from_embeddings`, when the model
+        that made them is named.
     path
         Folder to create, by custom ``NAME.cbcat``. It appears when the catalog is complete.
     model, pretrained
@@ -75,6 +83,13 @@ def index(
         Show progress bars with rate and remaining time.
     encoder
         A ready encoder, in place of `model`, `pretrained` and `device`.
+    items, check_order
+        For embeddings only: see `from_embeddings`.
+    image_column
+        The column with the image bytes, paths or URLs, where several could be meant; for tars the
+        extension.
+    caption_column
+        The column with the captions, if not ``caption``.
     rows_per_shard
         Rows a shard holds at most.
     columns : "full", "bits" or "codes"
@@ -82,6 +97,10 @@ def index(
         the same, but slower with less. `rebuild_columns` changes it later.
     about
         Free text kept in the catalog, such as an attribution.
+    with_map
+        Compute the map of the images, too: seconds for some thousand, a minute for 100,000 or
+        more, of which 100,000 are placed. `build_map` does so later. Left out, with a warning,
+        where openTSNE is not installed.
 
     Returns
     -------
@@ -104,16 +123,41 @@ def index(
             "expected either encoder or model, pretrained and device, got both: drop one"
         )
     target = Path(path).expanduser().absolute()
+    found = source
+    if isinstance(source, str | Path) and not target.exists():
+        found = find(source)
+    if isinstance(found, Found) and found.kind in ("clip-retrieval", "npy"):
+        if encoder is None and (model, pretrained) == (MODEL, PRETRAINED):
+            raise CatalogError(_whose_embeddings(source))
+        return from_embeddings(
+            str(source),
+            path,
+            items=items,
+            encoder=encoder if encoder is not None else make_encoder(model, pretrained, device),
+            image_column=image_column,
+            caption_column=caption_column,
+            check_order=check_order,
+            rows_per_shard=rows_per_shard,
+            columns=columns,
+            about=about,
+            progress=progress,
+            with_map=with_map,
+        )
+    if items is not None or check_order:
+        raise CatalogError(
+            "expected items and check_order only with embeddings (.npy, or the output folder of "
+            "clip-retrieval), got images: drop them"
+        )
     with staged_folder(target) as stage:
-        images = image_source(source)
-        used = encoder if encoder is not None else _encoder(model, pretrained, device)
+        images = image_source(found, image_column=image_column, caption_column=caption_column)
+        used = encoder if encoder is not None else make_encoder(model, pretrained, device)
         with (
             CatalogWriter(
                 stage, encoder_info=used.info, rows_per_shard=rows_per_shard, columns=columns
             ) as writer,
             StageBars(show=progress) as bars,
         ):
-            skipped = _embed(images, used, writer, batch_size=batch_size, progress=bars)
+            skipped = embed_into(images, used, writer, batch_size=batch_size, progress=bars)
             if not writer.n_rows:
                 raise CatalogError(_nothing_read(skipped))
             writer.finish(
@@ -122,26 +166,31 @@ def index(
                 source_root=images.root,
                 about=about,
                 progress=bars,
+                with_map=with_map and _can_map(),
             )
     if skipped:
         _log.warning(
             "left out %d of %d images that cannot be read: see catalog.skipped for the reasons",
             len(skipped),
-            len(images.table),
+            images.n_images,
         )
     return Catalog.open(target)
 
 
 def from_embeddings(
-    embeddings: ArrayLike,
+    embeddings: ArrayLike | str | Path,
     path: str | Path,
     *,
-    items: pd.DataFrame | pa.Table | None = None,
+    items: pd.DataFrame | pa.Table | str | Path | None = None,
     encoder: Encoder | EncoderInfo | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    check_order: int = 0,
     rows_per_shard: int = ROWS_PER_SHARD,
     columns: ColumnParts = "full",
     about: str = "",
     progress: bool = False,
+    with_map: bool = False,
 ) -> Catalog:
     """Build a catalog from embeddings that you have.
 
@@ -149,15 +198,23 @@ def from_embeddings(
     ----------
     embeddings : (n, dim) real
         n >= 1 rows, finite and not zero; they are scaled to norm 1 and kept as float16. May be a
-        memory map larger than the memory: it is read in blocks.
+        memory map larger than the memory: it is read in blocks. Or where they are: a ``.npy`` file
+        or a pattern of them, or the output folder of ``clip-retrieval inference``.
     path
         Folder to create, by custom ``NAME.cbcat``. It appears when the catalog is complete.
     items
         n lines: ``uri`` (or ``path``) says where the image is, ``caption`` what it shows;
         ``width``, ``height`` and ``content_hash`` where known; other columns are kept as they are.
+        A table, or the path or URL of a Parquet or Arrow file. None with clip-retrieval, which has
+        its own.
     encoder
         What made the embeddings: an encoder (text search works, columns are named by concepts),
         its info, or None (search by row and vector only, columns named by captions).
+    image_column, caption_column
+        The columns with the paths or URLs and with the captions, under other names than the above.
+    check_order
+        So many images, spread over all rows, are embedded again with `encoder` and compared with
+        the embeddings of their rows; 32 takes a second or two. 0 for no check.
     rows_per_shard
         Rows a shard holds at most.
     columns : "full", "bits" or "codes"
@@ -167,6 +224,9 @@ def from_embeddings(
         Free text kept in the catalog, such as an attribution.
     progress
         Show progress bars.
+    with_map
+        Compute the map of the images, too; see `index`. Not by default: it would take longer
+        than everything else here.
 
     Raises
     ------
@@ -174,19 +234,25 @@ def from_embeddings(
         Something is at `path` already.
     CatalogError
         Bad embeddings (the message names the rows), another number of items, another dimension
-        than the encoder's, a column name that is taken, or unknown `columns`.
+        than the encoder's, a column name that is taken, or unknown `columns`. Or the check of
+        order says that items and embeddings do not belong together.
     """
-    array = _checked_embeddings(embeddings)
+    source = embedding_source(
+        embeddings, items, image_column=image_column, caption_column=caption_column
+    )
     info = encoder if isinstance(encoder, EncoderInfo) or encoder is None else encoder.info
     if info is None:
-        info = EncoderInfo("none", model="", pretrained="", dim=array.shape[1], weights_hash="")
-    if info.dim != array.shape[1]:
+        info = EncoderInfo("none", model="", pretrained="", dim=source.dim, weights_hash="")
+    if info.dim != source.dim:
         raise CatalogError(
-            f"expected embeddings of dim {info.dim}, that of {info.model}, got {array.shape[1]}: "
+            f"expected embeddings of dim {info.dim}, that of {info.model}, got {source.dim}: "
             "give the encoder that made them"
         )
-    table = _complete_items(items, len(array))
     tower = encoder if encoder is not None and not isinstance(encoder, EncoderInfo) else None
+    if check_order:
+        if tower is None:
+            raise CatalogError("expected an encoder for check_order, got none: drop one or add one")
+        compare_with_images(source, tower, check_order)
     target = Path(path).expanduser().absolute()
     with (
         staged_folder(target) as stage,
@@ -195,46 +261,65 @@ def from_embeddings(
         ) as writer,
         StageBars(show=progress) as bars,
     ):
-        for start, block in _unit_blocks(array):
-            writer.append(block, table.slice(start, len(block)))
-            bars("embeddings", start + len(block), len(array))
+        for block, lines in unit_blocks(source):
+            writer.append(block, lines)
+            bars("embeddings", writer.n_rows, source.n_rows)
         writer.finish(
             text_tower=tower if tower is not None and tower.has_text else None,
             about=about,
             progress=bars,
+            with_map=with_map and _can_map(),
         )
     return Catalog.open(target)
 
 
-def _encoder(model: str, pretrained: str, device: str | None) -> Encoder:
+def _can_map() -> bool:
+    if not is_available():
+        _log.warning(
+            "left out the map: openTSNE, which computes it, is not installed; "
+            "run: pip install openTSNE, then clipbranches_widget.build_map(path)"
+        )
+    return is_available()
+
+
+def make_encoder(model: str, pretrained: str, device: str | None) -> Encoder:
+    """Load the encoder that `index` would take; ``BUNDLED`` is the demo model."""
     if model == BUNDLED:
         return bundled_encoder(device)
     return OpenClipEncoder(model, pretrained, device=device)
 
 
-def _embed(
+def embed_into(
     images: ImageSource,
     encoder: Encoder,
     writer: CatalogWriter,
     *,
     batch_size: int,
     progress: StageProgress,
+    known: Known | None = None,
 ) -> list[tuple[str, str]]:
-    """Embed all images into `writer`; return those that cannot be read, with the reason."""
-    uris: list[str] = images.table.column("uri").to_pylist()
+    """Embed all images into `writer`; return those that are left out, with the reason.
+
+    Those that cannot be read, and those whose content is `known`.
+    """
+    stream = RowStream(images)
     skipped: list[tuple[str, str]] = []
-    batches = embed_images(uris, encoder, root=images.root, batch_size=batch_size)
+    batches = embed_images(stream, encoder, root=images.root, batch_size=batch_size, known=known)
     with contextlib.closing(batches):  # an interrupt frees the images that wait decoded
         for batch in batches:
             if len(batch.positions):
-                items = _measured_items(images.table, batch)
+                items = _measured_items(stream.take(batch.positions.tolist()), batch)
                 writer.append(batch.embeddings, items, batch.thumbnails)
-            skipped += [(uris[position], reason) for position, reason in batch.skipped]
-            progress("images", writer.n_rows + len(skipped), len(uris))
+            if batch.skipped:
+                uris = stream.take([position for position, _ in batch.skipped]).column("uri")
+                reasons = [reason for _, reason in batch.skipped]
+                skipped += zip(uris.to_pylist(), reasons, strict=True)
+            progress("images", writer.n_rows + len(skipped), images.n_images)
+            stream.forget(writer.n_rows + len(skipped) - 1)
     return skipped
 
 
-def _measured_items(table: pa.Table, batch: EmbeddedBatch) -> pa.Table:
+def _measured_items(items: pa.Table, batch: EmbeddedBatch) -> pa.Table:
     import pyarrow as pa
 
     measured = {
@@ -242,10 +327,17 @@ def _measured_items(table: pa.Table, batch: EmbeddedBatch) -> pa.Table:
         "height": pa.array(batch.heights, pa.int32()),
         "content_hash": pa.array(batch.content_hashes, pa.string()),
     }
-    items = table.take(pa.array(batch.positions))
     for name, column in measured.items():
         items = items.append_column(name, column)
     return items
+
+
+def _whose_embeddings(place: object) -> str:
+    return (
+        f"expected to be told which model made the embeddings in {place}: name it with model= and "
+        "pretrained=, pass encoder=, or call from_embeddings(source, path, encoder=...); with "
+        "encoder=None there is no text search"
+    )
 
 
 def _nothing_read(skipped: list[tuple[str, str]]) -> str:
@@ -253,50 +345,21 @@ def _nothing_read(skipped: list[tuple[str, str]]) -> str:
     return f"expected at least one readable image, got {len(skipped)} that are not, such as {shown}"
 
 
-def _checked_embeddings(embeddings: ArrayLike) -> NDArray[Any]:
-    try:
-        array = np.asanyarray(embeddings)
-    except ValueError as error:
-        raise CatalogError(f"expected a 2-D array of embeddings: {error}") from error
-    if array.ndim != 2 or 0 in array.shape:
-        raise CatalogError(f"expected embeddings of shape (n >= 1, dim >= 1), got {array.shape}")
-    if array.dtype.kind not in "fiu":
-        raise CatalogError(f"expected real numbers as embeddings, got dtype {array.dtype}")
-    return array
-
-
-def _complete_items(items: pd.DataFrame | pa.Table | None, n_rows: int) -> pa.Table:
-    """Return a table with every column of a catalog but ``row``."""
-    import pyarrow as pa
-
-    unknown = pa.array([""] * n_rows, pa.string())
-    table = items_table(pa.table({"uri": unknown}) if items is None else items)
-    if len(table) != n_rows:
-        raise CatalogError(
-            f"expected as many items as embeddings, got {len(table)} items and {n_rows} "
-            "embeddings: they must be in the same order, one line each"
-        )
-    if "uri" not in table.column_names:
-        table = table.append_column("uri", unknown)
-    for name, kind in MEASURED_COLUMNS.items():
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(n_rows, pa.type_for_alias(kind)))
-    captions = fill_captions(table.column("uri").to_pylist(), table.column("caption").to_pylist())
-    position = table.column_names.index("caption")
-    return table.set_column(position, "caption", pa.array(captions, pa.string()))
-
-
-def _unit_blocks(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield (first row, rows scaled to norm 1), a bounded number of rows at a time."""
-    block_rows = max(1, _BLOCK_ELEMENTS // array.shape[1])
-    for start in range(0, len(array), block_rows):
-        block = np.asarray(array[start : start + block_rows], dtype=np.float64)
-        _refuse(start, ~np.isfinite(block).all(axis=1), "finite numbers", "NaN or infinity")
-        largest = np.abs(block).max(axis=1, keepdims=True)
-        _refuse(start, ~block.any(axis=1), "embeddings with a direction", "all zeros")
-        block = block / largest
-        block /= np.linalg.norm(block, axis=1, keepdims=True)
-        yield start, block
+def unit_blocks(source: EmbeddingSource) -> Iterator[tuple[NDArray[np.float64], pa.Table]]:
+    """Yield rows scaled to norm 1 and their lines, a bounded number of rows at a time."""
+    block_rows = max(1, _BLOCK_ELEMENTS // source.dim)
+    first = 0
+    for array, items in source.parts():
+        for start in range(0, len(array), block_rows):
+            block = np.asarray(array[start : start + block_rows], dtype=np.float64)
+            row = first + start
+            _refuse(row, ~np.isfinite(block).all(axis=1), "finite numbers", "NaN or infinity")
+            largest = np.abs(block).max(axis=1, keepdims=True)
+            _refuse(row, ~block.any(axis=1), "embeddings with a direction", "all zeros")
+            block = block / largest
+            block /= np.linalg.norm(block, axis=1, keepdims=True)
+            yield block, items.slice(start, len(block))
+        first += len(array)
 
 
 def _refuse(start: int, bad: NDArray[np.bool_] | np.bool_, expected: str, got: str) -> None:

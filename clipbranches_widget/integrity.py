@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,10 @@ MANIFEST_FILE = "catalog.json"
 SKIPPED_FILE = "skipped.parquet"
 ITEMS_FILE = "items.parquet"
 EMBEDDINGS_FILE = "embeddings.npy"
+MAP_REPAIR = (
+    "the map alone is damaged; compute it again with clipbranches_widget.build_map(PATH) or "
+    "clipbranches map PATH"
+)
 ITEM_COLUMNS = ("row", "uri", "caption", "width", "height", "content_hash")
 
 
@@ -38,8 +43,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def identity(manifest: Manifest) -> str:
-    """Return what names a catalog: the content of its first shard, which is there for ever."""
-    return manifest.shards[0].pieces[EMBEDDINGS_FILE].checksum
+    """Return what names a catalog for ever: the content of its first shard as it was built."""
+    return manifest.identity or manifest.shards[0].pieces[EMBEDDINGS_FILE].checksum
 
 
 def pieces(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, Piece]]:
@@ -57,7 +62,8 @@ def check_catalog(folder: Path, manifest: Manifest) -> None:
     At most 4 MiB are read of each file.
     """
     for file, piece in pieces(folder, manifest):
-        _check_piece(file, piece)
+        with _repair_of(file, manifest):
+            _check_piece(file, piece)
     for name in sorted({"columns.json", "columns.npz", SKIPPED_FILE} - set(manifest.pieces)):
         message = f"expected {folder / name} in the manifest, found no entry: {REBUILD}"
         raise CatalogCorruptError(message)
@@ -68,6 +74,8 @@ def check_catalog(folder: Path, manifest: Manifest) -> None:
             f"{folder / 'columns.json'}: expected column model {manifest.column_model_hash}, got "
             f"{found}: {REBUILD}"
         )
+    _check_map(folder, manifest)
+    _check_removed(folder, manifest)
     for entry in manifest.shards:
         _check_shard(folder / entry.folder, entry, dim=manifest.dim, n_columns=manifest.n_columns)
 
@@ -75,10 +83,22 @@ def check_catalog(folder: Path, manifest: Manifest) -> None:
 def check_content(folder: Path, manifest: Manifest) -> None:
     """Compare every byte of every file with the checksums of the manifest."""
     for file, piece in pieces(folder, manifest):
-        _check_piece(file, piece)
-        if checksum(file) != piece.checksum:
-            message = f"{file}: its content changed since the catalog was built: {REBUILD}"
-            raise CatalogCorruptError(message)
+        with _repair_of(file, manifest):
+            _check_piece(file, piece)
+            if checksum(file) != piece.checksum:
+                message = f"{file}: its content changed since the catalog was built: {REBUILD}"
+                raise CatalogCorruptError(message)
+
+
+@contextlib.contextmanager
+def _repair_of(file: Path, manifest: Manifest) -> Iterator[None]:
+    """Name another repair where the map is damaged: it needs neither images nor embeddings."""
+    try:
+        yield
+    except CatalogCorruptError as error:
+        if file.name != manifest.map_file:
+            raise
+        raise CatalogCorruptError(str(error).replace(REBUILD, MAP_REPAIR)) from error
 
 
 def _check_piece(file: Path, piece: Piece) -> None:
@@ -100,6 +120,32 @@ def _check_piece(file: Path, piece: Piece) -> None:
     if fingerprint(file) != piece.fingerprint:
         message = f"{file}: its content changed since the catalog was built: {REBUILD}"
         raise CatalogCorruptError(message)
+
+
+def _check_map(folder: Path, manifest: Manifest) -> None:
+    """Check that the map, if there is one, has the form of one of at most these rows."""
+    if manifest.map_file is None:
+        return
+    piece = manifest.pieces[manifest.map_file]
+    shape = piece.shape or ()
+    if piece.dtype != "<u2" or len(shape) != 2 or shape[1] != 2 or shape[0] > manifest.n_rows:
+        raise CatalogCorruptError(
+            f"{folder / manifest.map_file}: expected <u2 (at most {manifest.n_rows}, 2), got "
+            f"{piece.dtype} {piece.shape}: {MAP_REPAIR}"
+        )
+
+
+def _check_removed(folder: Path, manifest: Manifest) -> None:
+    """Check that the list of removed rows, if there is one, has the form of one."""
+    if manifest.removed_file is None:
+        return
+    piece = manifest.pieces[manifest.removed_file]
+    shape = piece.shape or ()
+    if piece.dtype != "<i8" or len(shape) != 1 or shape[0] > manifest.n_rows:
+        raise CatalogCorruptError(
+            f"{folder / manifest.removed_file}: expected <i8 (at most {manifest.n_rows},), got "
+            f"{piece.dtype} {piece.shape}: {REBUILD}"
+        )
 
 
 def _check_shard(folder: Path, entry: ShardEntry, *, dim: int, n_columns: int) -> None:

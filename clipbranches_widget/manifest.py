@@ -17,7 +17,10 @@
 and ``PIECE`` is ``{"bytes", "fingerprint", "checksum"}``, for arrays also ``"shape"`` and
 ``"dtype"``. Paths in it are relative, with forward slashes: a catalog folder can be moved.
 
-A shard's pieces may lack ``order.npy``, ``prefix.npy`` or both; see `Manifest.column_parts`.
+A shard's pieces may lack ``order.npy``, ``prefix.npy`` or both; see `Manifest.column_parts`. One
+that was appended may have its own ``skipped.parquet``. The catalog's pieces may hold one
+``map-HASH.npy`` and one ``removed-HASH.npy``; see `Manifest.map_file` and `removed_file`. A catalog
+whose first shard was rewritten has an ``"identity"``, too: what named it before.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from clipbranches_widget.errors import CatalogCorruptError
@@ -35,6 +38,8 @@ FORMAT_NAME = "clipbranches catalog"
 COLUMN_FILES = ("codes.npy", "offsets.npy", "prefix.npy", "order.npy")
 
 _NAME = re.compile(r"\w[\w.-]*")
+_MAP_NAME = re.compile(r"map-[0-9a-f]+\.npy")
+_REMOVED_NAME = re.compile(r"removed-[0-9a-f]+\.npy")
 _ENCODER_KEYS = ("kind", "model", "pretrained", "dim", "weights_hash")
 
 
@@ -85,6 +90,7 @@ class Manifest:
     source_root: str | None = None
     about: str = ""
     created: Mapping[str, str] = field(default_factory=dict)
+    identity: str = ""
 
     @property
     def dim(self) -> int:
@@ -115,6 +121,28 @@ class Manifest:
             if name in COLUMN_FILES
         )
 
+    @property
+    def map_file(self) -> str | None:
+        """Name of the file with the map; None for a catalog without one."""
+        return next(filter(_MAP_NAME.fullmatch, sorted(self.pieces)), None)
+
+    def with_map(self, name: str | None, piece: Piece | None = None) -> Manifest:
+        """Return this manifest with another map, or with none."""
+        pieces = {key: kept for key, kept in self.pieces.items() if key != self.map_file}
+        if name is not None and piece is not None:
+            pieces[name] = piece
+        return replace(self, pieces=pieces)
+
+    @property
+    def removed_file(self) -> str | None:
+        """Name of the file with the removed rows; None where no row was removed."""
+        return next(filter(_REMOVED_NAME.fullmatch, sorted(self.pieces)), None)
+
+    def with_removed(self, name: str, piece: Piece) -> Manifest:
+        """Return this manifest with another list of removed rows."""
+        pieces = {key: kept for key, kept in self.pieces.items() if key != self.removed_file}
+        return replace(self, pieces={**pieces, name: piece})
+
     def to_dict(self) -> dict[str, Any]:
         """Return what ``catalog.json`` holds, its own hash included."""
         body = {
@@ -136,6 +164,7 @@ class Manifest:
             "source_root": self.source_root,
             "about": self.about,
             "created": dict(self.created),
+            **({"identity": self.identity} if self.identity else {}),
         }
         return {**body, "self": _hash(body)}
 
@@ -191,6 +220,7 @@ class Manifest:
             source_root=body["source_root"],
             about=str(body["about"]),
             created=dict(body["created"]),
+            identity=str(body.get("identity", "")),
         )
 
 

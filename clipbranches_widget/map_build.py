@@ -81,6 +81,7 @@ def build_map(
             [shard.embeddings for shard in source.shards],
             max_points=max_points,
             seed=seed,
+            removed=source.removed_rows,
             progress=lambda done, total: report("map", done, total),
             is_cancelled=is_cancelled,
         )

@@ -85,7 +85,7 @@ class Result(ResultExport):
         Rows that were scored one by one, of `n_total`: for a refine, those the boxes and the
         vector index admitted.
     n_total : int
-        Rows in the catalog.
+        Row ids in the catalog, those of removed rows included.
     timings : mapping of str to float
         Seconds a stage; ``total`` is all of it.
     query_text : str
@@ -268,7 +268,7 @@ class Result(ResultExport):
             np.isin(rows, labels.positive),
         )
         old, new = (
-            round_notes(model, pool.rows, labels, n_rows=self.n_total, threshold=each)
+            round_notes(model, pool.rows, labels, n_rows=self.catalog.n_present, threshold=each)
             for each in (self.threshold, limit)
         )
         return replace(

@@ -25,7 +25,7 @@ from clipbranches_widget.ranking import ranked_at
 from clipbranches_widget.result import Pool, Result, with_other_sources
 from clipbranches_widget.round_clock import RoundClock
 from clipbranches_widget.round_model import RoundModel
-from clipbranches_widget.round_notes import label_notes, round_notes
+from clipbranches_widget.round_notes import label_notes, removed_notes, round_notes
 from clipbranches_widget.teacher import Teacher
 
 Partial = Callable[[Result], None]
@@ -46,6 +46,8 @@ class Asked:
     seed : int
     off, pinned : tuple of LeafBox
         Rules switched off, and rules to read whatever is learned; only their ranges count.
+    n_ignored : int
+        Labels that were left out: their rows are removed from the catalog.
     """
 
     labels: LabelSet
@@ -54,6 +56,7 @@ class Asked:
     seed: int
     off: tuple[LeafBox, ...] = ()
     pinned: tuple[LeafBox, ...] = ()
+    n_ignored: int = 0
 
     def under_rules(
         self, chosen: Sequence[LeafBox]
@@ -209,10 +212,11 @@ def answer(
                 model,
                 pool.rows,
                 asked.labels,
-                n_rows=len(index.catalog),
+                n_rows=index.catalog.n_present,
                 threshold=model.threshold,
             ),
             *label_notes(asked.labels),
+            *removed_notes(asked.n_ignored),
         ),
         plan=plan,
         pool=pool,

@@ -31,7 +31,7 @@ def round_notes(
         Every row that was scored.
     labels : LabelSet
     n_rows : int
-        Rows of the catalog.
+        Rows of the catalog that are not removed.
     threshold : float
         Lowest score of the answer; `RoundModel.threshold` is the one that the boxes were learned
         for.
@@ -78,3 +78,11 @@ def label_notes(labels: LabelSet) -> tuple[str, ...]:
     if not len(labels.negative):
         notes.append("no image is marked no: marking a few wrong ones sharpens the answer")
     return tuple(notes)
+
+
+def removed_notes(n_ignored: int) -> tuple[str, ...]:
+    """Say how many labels did not count."""
+    if not n_ignored:
+        return ()
+    images = "1 labelled image was" if n_ignored == 1 else f"{n_ignored:,} labelled images were"
+    return (f"{images} removed from the catalog, and left out",)

@@ -11,31 +11,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.catalog_index import open_vector_index
 from clipbranches_widget.counts import whole_count
 from clipbranches_widget.errors import QueryError
 from clipbranches_widget.images import read_image
 from clipbranches_widget.query_text import phrases_of, weighted_sum
 from clipbranches_widget.result import Result
-from clipbranches_widget.vector_index import (
-    EXACT_BELOW,
-    VectorIndex,
-    exact_similarities,
-    n_candidates,
-    ranked,
-    unit_query,
-)
+from clipbranches_widget.shard_search import nearest
+from clipbranches_widget.vector_index import ranked, unit_query
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from clipbranches_widget.encoder import Encoder
 
-_SPARE = 1.5
-_SCAN_PER_WANTED = 10
-"""Scanning so many rows costs what the vector index costs for each row that it is asked for."""
-
 N_NAMED_ROWS = 5
+
+_APPROXIMATE = (
+    "The rows were proposed by an approximate vector index (HNSW), which can miss a few of "
+    "the nearest; their similarities are exact."
+)
 
 
 def search(
@@ -52,7 +46,7 @@ def search(
     Parameters
     ----------
     catalog
-        Where to look; all of its shards.
+        Where to look; all of its shards, removed rows aside.
     vector : (dim,) real
         Of any length but zero.
     k
@@ -84,23 +78,8 @@ def search(
     n_wanted = k + len(excluded)
     if only is not None and only.shape != (len(catalog),):
         raise QueryError(f"expected a mask of {len(catalog)} rows, got {only.shape}")
-    rows, similarities, n_touched, n_approximate = [], [], 0, 0
-    for shard in catalog.shards:
-        index = open_vector_index(catalog, shard)
-        if only is None:
-            local_rows, found = index.search(query, n_wanted)
-            exact = index.is_exact(n_wanted)
-            n_touched += shard.n_rows if exact else n_candidates(n_wanted, shard.n_rows)
-        else:
-            allowed = only[shard.first_row : shard.first_row + shard.n_rows]
-            local_rows, found, n_scored, exact = _search_among(
-                index, shard.embeddings, query, n_wanted, allowed
-            )
-            n_touched += n_scored
-        rows.append(local_rows + shard.first_row)
-        similarities.append(found)
-        n_approximate += not exact
-    all_rows, all_similarities = np.concatenate(rows), np.concatenate(similarities)
+    found = nearest(catalog, query, n_wanted, only=only)
+    all_rows, all_similarities = found.rows, found.similarities
     if len(excluded):
         kept = np.isin(all_rows, excluded, invert=True)
         all_rows, all_similarities = all_rows[kept], all_similarities[kept]
@@ -109,10 +88,10 @@ def search(
         catalog,
         best_rows,
         best,
-        n_touched=n_touched,
+        n_touched=found.n_scored,
         seconds=time.perf_counter() - started,
         query_text=query_text,
-        notes=_notes(n_approximate),
+        notes=() if found.is_exact else (_APPROXIMATE,),
     )
 
 
@@ -218,31 +197,6 @@ def _rows_vector(
     return _unit(weighted_sum(vectors, [1] * len(checked), what=said), catalog.dim), said
 
 
-def _search_among(
-    index: VectorIndex,
-    embeddings: NDArray[np.float16],
-    query: NDArray[np.float64],
-    k: int,
-    allowed: NDArray[np.bool_],
-) -> tuple[NDArray[np.int64], NDArray[np.float32], int, bool]:
-    """Return the `k` nearest allowed rows of a shard, their similarities, and rows scored.
-
-    At last whether all that are allowed were scanned, so that none can be missed.
-    """
-    n_allowed = int(np.count_nonzero(allowed))
-    n_asked = int(_SPARE * k * len(allowed) / max(n_allowed, 1)) + 1
-    while n_allowed > max(EXACT_BELOW, _SCAN_PER_WANTED * n_asked) and not index.is_exact(n_asked):
-        local_rows, found = index.search(query, n_asked)
-        kept = allowed[local_rows]
-        if np.count_nonzero(kept) >= k:
-            n_scored = n_candidates(n_asked, len(allowed))
-            return local_rows[kept][:k], found[kept][:k], n_scored, False
-        n_asked *= 4  # what the filter lets pass is far from the query
-    candidates = np.flatnonzero(allowed)
-    best = ranked(candidates, exact_similarities(embeddings, query, candidates), k)
-    return *best, n_allowed, True
-
-
 def _usable(catalog: Catalog, encoder: Encoder | None, kind: str) -> Encoder:
     if encoder is None:
         raise QueryError(
@@ -261,13 +215,3 @@ def _usable(catalog: Catalog, encoder: Encoder | None, kind: str) -> Encoder:
 
 def _unit(vector: ArrayLike, dim: int) -> NDArray[np.float32]:
     return unit_query(vector, dim).astype(np.float32)
-
-
-def _notes(n_approximate: int) -> tuple[str, ...]:
-    if not n_approximate:
-        return ()
-    note = (
-        "The rows were proposed by an approximate vector index (HNSW), which can miss a few of "
-        "the nearest; their similarities are exact."
-    )
-    return (note,)

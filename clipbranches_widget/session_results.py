@@ -87,11 +87,11 @@ class SessionResults:
         return search(self._catalog, query.vector, k, only=only, query_text=query.text)
 
     def passing(self, filters: Filters) -> NDArray[np.bool_]:
-        """Return which rows match filters: (n,) bool, read-only."""
+        """Return which rows match filters and are not removed: (n,) bool, read-only."""
         with self._lock:
             if (known := self._masks.get(filters)) is not None:
                 return known
-        mask = passing(self._catalog.items, filters)
+        mask = passing(self._catalog.items, filters) & self._catalog.is_present
         mask.setflags(write=False)
         with self._lock:
             self._masks[filters] = mask
@@ -102,8 +102,8 @@ class SessionResults:
     def answer(self, asked: Round, filters: Filters = ()) -> Result:
         """Return the result of a recorded round, as far as its rows match filters.
 
-        Where it cannot be reproduced, because the catalog grew or another release computed it,
-        the last of its `notes` says so.
+        Where the catalog grew since, or the answer cannot be reproduced, the last of its `notes`
+        says so.
         """
         whole = self._remembered(asked, lambda: self._reproduced(asked))
         if not filters:
@@ -250,18 +250,29 @@ class SessionResults:
         result = self._answered_again(asked)
         if result is None:
             result = self.refine(asked)
-        if asked.digest in {"", digest(result.rows)}:
-            return result
-        n_rows = len(self._catalog)
-        if asked.catalog_rows != n_rows:
-            why = f"the catalog had {asked.catalog_rows:,} images then and has {n_rows:,} now"
+        note = self._changed_note(asked, result)
+        return replace(result, notes=(*result.notes, note)) if note else result
+
+    def _changed_note(self, asked: Round, result: Result) -> str:
+        """Say how an answer differs from the recorded one, and why; empty where it does not."""
+        is_same = asked.digest in {"", digest(result.rows)}
+        n_new = len(self._catalog) - asked.catalog_rows
+        images = "1 image was" if n_new == 1 else f"{n_new:,} images were"
+        added = f"{images} added to the catalog since this round"
+        if is_same:
+            return f"{added}; none of them changes its answer." if n_new > 0 else ""
+        if n_new > 0:
+            why = added
+        elif n_new < 0:
+            why = f"the catalog had {asked.catalog_rows:,} images then, and {-n_new:,} fewer now"
+        elif len(self._catalog.removed_rows):
+            why = "images were removed from the catalog since, or another release computed it"
         else:
             why = "it was computed by another release of this package, XGBoost or NumPy"
-        note = (
+        return (
             f"The recorded answer of {asked.n_rows:,} images could not be reproduced: {why}. "
             f"These {len(result):,} were computed anew from the same labels."
         )
-        return replace(result, notes=(*result.notes, note))
 
 
 def _learns(asked: Round) -> tuple[object, ...]:

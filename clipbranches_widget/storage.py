@@ -90,7 +90,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
         try:
             stage.mkdir()
             yield stage
-            _sync_tree(stage)
+            sync_tree(stage)
             _check_free(path)
             try:
                 stage.rename(path)
@@ -352,7 +352,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Flush every file below a folder to the disk, and the folders' entries of them."""
     for parent, _, names in os.walk(folder):
         for name in names:
             _sync(Path(parent, name))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from clipbranches_widget.boxes import union_mask
 from clipbranches_widget.counts import whole_count
 from clipbranches_widget.labels import as_row_ids
+from clipbranches_widget.removed_rows import nth_present
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +121,7 @@ def suggest(
         n < 1.
     """
     chosen = _Chosen(index, labels, np.setdiff1d(as_row_ids(skip), labels.rows))
-    n = min(whole_count(n, "n"), len(index.catalog) - len(chosen.seen))
+    n = min(whole_count(n, "n"), chosen.n_open)
     if result is not None and result.pool is not None and result.model is not None:
         _from_round(chosen, result, n)
     elif result is not None:
@@ -145,9 +146,16 @@ class _Chosen:
         self.reasons: list[str] = []
         self._known = index.embeddings(self.seen)
 
+    @property
+    def n_open(self) -> int:
+        """Rows of the catalog that are neither seen nor removed."""
+        catalog = self.index.catalog
+        return catalog.n_present - len(catalog.without_removed(self.seen))
+
     def free(self, rows: Rows) -> Rows:
-        """Return those of `rows` that are neither seen nor taken, in their order, once."""
+        """Return those of `rows` that are not seen, taken or removed, in their order, once."""
         distinct = rows[np.sort(np.unique(rows, return_index=True)[1])]
+        distinct = self.index.catalog.without_removed(distinct)
         return distinct[~np.isin(distinct, [*self.seen.tolist(), *self.rows])]
 
     def take(self, row: int, reason: str) -> None:
@@ -240,14 +248,15 @@ def _no_label(branch: Branch) -> str:
 
 def _from_anywhere(chosen: _Chosen, n: int, seed: int) -> None:
     """Fill up with random rows of the whole catalog, unlike those there are."""
-    n_total, rng = len(chosen.index.catalog), np.random.default_rng(seed)
+    catalog, rng = chosen.index.catalog, np.random.default_rng(seed)
+    n_total = catalog.n_present
     while len(chosen.rows) < n:
         n_wanted = n - len(chosen.rows)
         if n_total <= N_RANDOM + N_SHORTLIST_TIMES * n:
             rows = rng.permutation(n_total)
         else:
             rows = rng.integers(0, n_total, max(N_RANDOM, N_SHORTLIST_TIMES * n_wanted))
-        free = chosen.free(rows.astype(np.int64))
+        free = chosen.free(nth_present(rows.astype(np.int64), catalog.removed_rows))
         reasons = ["a random image, unlike the others"] * len(free)
         chosen.take_diverse(free, np.ones(len(free)), reasons, n_wanted)
 

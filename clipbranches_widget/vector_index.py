@@ -44,7 +44,9 @@ CONNECTIVITY = 16
 EXPANSION_ADD = 128
 EXPANSION_SEARCH = 512
 
-_EXACT_SHARE = 0.1
+EXACT_SHARE = 0.1
+"""Scanned when more than this share of the rows is asked for."""
+
 _BLOCK_ELEMENTS = 2**18
 _ADD_ROWS = 4096
 _QUERY_STEP = 2.0**-28
@@ -164,7 +166,7 @@ def build_vector_index(
     ----------
     embeddings : (n, dim) float16
         Unit-norm rows, n >= 1; may be memory-mapped. The graph is held in memory while it is
-        built: (dim + about 150) bytes a row.
+        built: (dim + about 150) bytes a row. Rows of zeros are erased ones, and left out.
     path
         The file to write.
     progress
@@ -179,9 +181,13 @@ def build_vector_index(
     n_rows = len(embeddings)
     for start in range(0, n_rows, _ADD_ROWS):
         block = np.asarray(embeddings[start : start + _ADD_ROWS])
-        index.add(np.arange(start, start + len(block), dtype=np.uint64), block)
+        keys = np.arange(start, start + len(block), dtype=np.uint64)
+        if not (is_there := block.any(axis=1)).all():
+            keys, block = keys[is_there], block[is_there]
+        if len(keys):
+            index.add(keys, block)
         if progress is not None:
-            progress(start + len(block), n_rows)
+            progress(min(start + _ADD_ROWS, n_rows), n_rows)
     with atomic_file(path) as temporary:
         index.save(str(temporary))
 
@@ -199,26 +205,28 @@ class VectorIndex:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path, embeddings: NDArray[np.float16]) -> VectorIndex:
+    def open(
+        cls, path: Path, embeddings: NDArray[np.float16], *, n_removed: int = 0
+    ) -> VectorIndex:
         """Open ``vectors.usearch`` of a shard with these (n, dim) float16 `embeddings`.
 
-        The graph is mapped at the first search that needs it.
+        The graph is mapped at the first search that needs it. It may lack up to `n_removed` rows.
 
         Raises
         ------
         CatalogCorruptError
             The file is missing, is no USearch index, or holds other rows or another dimension.
         """
-        _check_header(path, n_rows=len(embeddings), dim=embeddings.shape[1])
+        _check_header(path, n_rows=len(embeddings), n_removed=n_removed, dim=embeddings.shape[1])
         return cls(path, embeddings)
 
     def is_exact(self, k: int) -> bool:
         """Return whether `search` scans all rows for this `k`, so that nothing can be missed."""
         n_rows = len(self._embeddings)
-        return n_rows < EXACT_BELOW or k > _EXACT_SHARE * n_rows
+        return n_rows < EXACT_BELOW or k > EXACT_SHARE * n_rows
 
     def search(
-        self, vector: ArrayLike, k: int, *, exact: bool | None = None
+        self, vector: ArrayLike, k: int, *, exact: bool | None = None, expansion: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the `k` nearest rows.
 
@@ -230,6 +238,9 @@ class VectorIndex:
             How many, at least 1; more than there are rows gives all of them.
         exact
             True scans, False asks the graph, None decides by `is_exact`.
+        expansion
+            How many rows the graph looks at, at least: more find more; default
+            `EXPANSION_SEARCH`. Its proposals are never fewer than `n_candidates`.
 
         Returns
         -------
@@ -248,7 +259,8 @@ class VectorIndex:
         query = unit_query(vector, self._embeddings.shape[1])
         k = min(k, len(self._embeddings))
         scan = self.is_exact(k) if exact is None else exact
-        rows = self._scan(query, k) if scan else self._ask_graph(query, k)
+        looked_at = EXPANSION_SEARCH if expansion is None else expansion
+        rows = self._scan(query, k) if scan else self._ask_graph(query, k, looked_at)
         return ranked(rows, exact_similarities(self._embeddings, query, rows), k)
 
     def _scan(self, query: NDArray[np.float64], k: int) -> NDArray[np.int64]:
@@ -271,11 +283,13 @@ class VectorIndex:
         slack = 2 * (_NORM_SLACK + 2 * (dim + 2) * 2.0**-24)
         return np.flatnonzero(approximate >= kth - np.float32(slack))
 
-    def _ask_graph(self, query: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    def _ask_graph(self, query: NDArray[np.float64], k: int, expansion: int) -> NDArray[np.int64]:
         """Return candidates from HNSW, more than `k` so that exact scores can reorder them."""
         n_wanted = n_candidates(k, len(self._embeddings))
         with self._lock:  # searches of one graph share a scratch buffer per worker
-            matches = self._opened().search(query.astype(np.float32), n_wanted, threads=1)
+            graph = self._opened()
+            graph.expansion_search = max(expansion, n_wanted)
+            matches = graph.search(query.astype(np.float32), n_wanted, threads=1)
         return np.unique(np.asarray(matches.keys)).astype(np.int64)
 
     def _opened(self) -> Any:
@@ -300,7 +314,7 @@ def _new_index(dim: int) -> Any:
     )
 
 
-def _check_header(path: Path, *, n_rows: int, dim: int) -> None:
+def _check_header(path: Path, *, n_rows: int, n_removed: int, dim: int) -> None:
     from usearch.index import Index
 
     header: dict[str, Any] | None
@@ -310,8 +324,8 @@ def _check_header(path: Path, *, n_rows: int, dim: int) -> None:
         header = None
     if header is None:
         raise CatalogCorruptError(f"expected a USearch index at {path}, found none: {REBUILD}")
-    found = (header.get("count_present"), header.get("dimensions"))
-    if found != (n_rows, dim):
+    found = (int(header.get("count_present", -1)), header.get("dimensions"))
+    if not n_rows - n_removed <= found[0] <= n_rows or found[1] != dim:
         raise CatalogCorruptError(
             f"{path}: expected {n_rows} rows of dim {dim}, got {found[0]} of dim {found[1]}: "
             f"{REBUILD}"

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 import clipbranches_widget as cb
 from clipbranches_widget import ingest, map_build, map_layout
+from clipbranches_widget.catalog_lock import only_writer
 from clipbranches_widget.catalog_map import (
     MAX_COORDINATE,
     NO_PLACE,
@@ -26,7 +27,6 @@ from clipbranches_widget.catalog_map import (
     save_map,
 )
 from clipbranches_widget.cli import main
-from clipbranches_widget.column_rebuild import only_writer
 from clipbranches_widget.errors import (
     Cancelled,
     CatalogCorruptError,
@@ -371,7 +371,9 @@ def test_a_kill_before_the_manifest_leaves_a_catalog_that_opens(folder, monkeypa
 def test_one_change_of_a_catalog_at_a_time(folder):
     with (
         only_writer(folder),
-        pytest.raises(CatalogError, match=r"expected no other rebuild_columns on .* build_map"),
+        pytest.raises(
+            CatalogError, match=r"expected no other writer on .*, got a change that runs"
+        ),
     ):
         cb.build_map(folder, max_points=3)
     assert cb.open(folder).map is None

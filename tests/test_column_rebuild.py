@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipbranches_widget import array_build, column_build, column_rebuild
+from clipbranches_widget import array_build, catalog_lock, column_build, column_rebuild
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.column_rebuild import rebuild_columns
 from clipbranches_widget.errors import CatalogCorruptError, CatalogError, CatalogNotFoundError
@@ -108,7 +108,9 @@ def test_one_call_at_a_time(built, copy_of, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(column_rebuild, "derive_parts", meanwhile)
-        with pytest.raises(CatalogError, match="expected no other rebuild_columns on"):
+        with pytest.raises(
+            CatalogError, match=r"expected no other writer on .*, got rebuild_columns"
+        ):
             rebuild_columns(folder)
     rebuild_columns(folder)
     assert tree(folder) == tree(built["full"])
@@ -118,11 +120,11 @@ def test_a_lock_file_that_was_removed_is_no_lock(copy_of, monkeypatch):
     folder = copy_of("codes")
 
     def too_late(lock):
-        (folder / column_rebuild.LOCK_FILE).unlink()
+        (folder / catalog_lock.LOCK_FILE).unlink()
         return True
 
-    monkeypatch.setattr(column_rebuild, "try_lock", too_late)
-    with pytest.raises(CatalogError, match="expected no other rebuild_columns"):
+    monkeypatch.setattr(catalog_lock, "try_lock", too_late)
+    with pytest.raises(CatalogError, match="expected no other writer"):
         rebuild_columns(folder)
 
 
@@ -132,7 +134,7 @@ def test_what_cannot_be_rebuilt(tmp_path, copy_of):
     with pytest.raises(CatalogError, match="expected columns 'full', 'bits' or 'codes', got 7"):
         rebuild_columns(tmp_path / "none", columns=7)
     folder = copy_of("codes")
-    (folder / column_rebuild.LOCK_FILE).mkdir()
+    (folder / catalog_lock.LOCK_FILE).mkdir()
     with pytest.raises(CatalogError, match="expected a catalog folder that can be written"):
         rebuild_columns(folder)
     next(folder.glob("shards/*/codes.npy")).write_bytes(b"")
