@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.errors import CatalogCorruptError
+from clipbranches_widget.file_lock import HEADER_LOCK
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -150,7 +151,8 @@ class ThumbnailPack:
         offsets_path, data_path = folder / "thumbnails.npy", folder / "thumbnails.bin"
         repair = "delete both thumbnails files to draw them on demand, or rebuild the catalog"
         try:
-            offsets = np.load(offsets_path, mmap_mode="r", allow_pickle=False)
+            with HEADER_LOCK:
+                offsets = np.load(offsets_path, mmap_mode="r", allow_pickle=False)
             n_bytes = data_path.stat().st_size
         except (OSError, ValueError, EOFError) as error:
             raise CatalogCorruptError(
