@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from clipbranches_widget.boxes import N_CODES
 from clipbranches_widget.errors import CatalogCorruptError
-from clipbranches_widget.file_lock import HEADER_LOCK
+from clipbranches_widget.npy import read_arrays
 from clipbranches_widget.storage import atomic_file, read_json, write_json
 
 N_COLUMNS = 128
@@ -112,8 +112,7 @@ class ColumnModel:
         """Read the model of a catalog folder; raises CatalogCorruptError when pieces disagree."""
         header = read_json(folder / "columns.json")
         try:
-            with HEADER_LOCK, np.load(folder / "columns.npz", allow_pickle=False) as arrays:
-                anchors, edges = arrays["anchors"], arrays["edges"]
+            anchors, edges = read_arrays(folder / "columns.npz", ("anchors", "edges"))
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise CatalogCorruptError(
                 f"expected arrays 'anchors' and 'edges' in {folder / 'columns.npz'}, got {error}; "

@@ -178,9 +178,7 @@ class Explorer(VuetifyTemplate):
         opened = threading.Event()
         self._post(opened.set)
         opened.wait(OPENING_S)
-        self._poster.display(
-            self._repr_mimebundle_(), lambda: snapshot(self._contents, self._place)
-        )
+        self._poster.display(self._repr_mimebundle_(), self._draw)
 
     def close(self) -> None:
         """Stop the threads, let go of the session, and remove the widget from the page."""

@@ -7,14 +7,9 @@ import errno
 import io
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-
-HEADER_LOCK = threading.Lock()
-"""Held while NumPy reads the header of an array: it parses Python, and CPython before 3.13 fails at
-that now and then in two threads at once (SystemError: AST constructor recursion depth mismatch)."""
 
 _LOCK_BYTE = 2**40  # Windows locks are mandatory: lock a byte that is never read or written
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.arrow_layout import find_layout, kept_columns, place_of
 from clipbranches_widget.errors import CatalogError
+from clipbranches_widget.npy import map_array, read_array, read_header
 from clipbranches_widget.remote import (
     driver_errors,
     join,
@@ -232,13 +232,7 @@ def npy_shape(file: str) -> tuple[int, int]:
     """
     with open_file(file) as stream:
         try:
-            version = np.lib.format.read_magic(stream)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read(stream)
+            shape, _, dtype = read_header(stream)
         except driver_errors() as error:
             raise _not_npy(file, error) from error
     if len(shape) != 2 or 0 in shape or dtype.kind not in "fiu":
@@ -259,11 +253,9 @@ def open_npy(file: str) -> NDArray[Any]:
     path = local_path(file)
     try:
         if path is not None:
-            mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-            return mapped
+            return map_array(path)
         with open_file(file) as stream:
-            array: NDArray[Any] = np.load(stream, allow_pickle=False)
-            return array
+            return read_array(stream)
     except CatalogError:
         raise
     except driver_errors() as error:

@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from clipbranches_widget.errors import CatalogCorruptError, CatalogExistsError
-from clipbranches_widget.file_lock import HEADER_LOCK, sync_folder
+from clipbranches_widget.file_lock import sync_folder
+from clipbranches_widget.npy import map_array, read_header
 
 FORMAT_VERSION: int = 1
 """Version of the catalog format that this package writes and reads."""
@@ -157,12 +158,8 @@ def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
         header announces.
     """
     try:
-        with path.open("rb") as file, HEADER_LOCK:
-            version = np.lib.format.read_magic(file)
-            if version == (1, 0):
-                shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-            else:
-                shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
+        with path.open("rb") as file:
+            shape, fortran_order, dtype = read_header(file)
             n_header = file.tell()
         n_bytes = path.stat().st_size
     except FileNotFoundError as error:
@@ -216,9 +213,7 @@ def open_array(
         empty = np.empty(actual_shape, dtype=actual_dtype)
         empty.flags.writeable = False
         return empty
-    with HEADER_LOCK:
-        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return mapped
+    return map_array(path)
 
 
 class ArrayAppender:

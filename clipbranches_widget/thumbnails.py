@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.errors import CatalogCorruptError
-from clipbranches_widget.file_lock import HEADER_LOCK
+from clipbranches_widget.npy import map_array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -151,8 +151,7 @@ class ThumbnailPack:
         offsets_path, data_path = folder / "thumbnails.npy", folder / "thumbnails.bin"
         repair = "delete both thumbnails files to draw them on demand, or rebuild the catalog"
         try:
-            with HEADER_LOCK:
-                offsets = np.load(offsets_path, mmap_mode="r", allow_pickle=False)
+            offsets = map_array(offsets_path)
             n_bytes = data_path.stat().st_size
         except (OSError, ValueError, EOFError) as error:
             raise CatalogCorruptError(

@@ -11,7 +11,7 @@ PACKAGE = Path(clipbranches_widget.__file__).parent
 
 # Lowest first; modules of one line do not import each other.
 LAYERS = [
-    {"errors", "boxes", "file_lock", "teacher", "explorer_lanes", "stage_bars", "intervals"},
+    {"errors", "npy", "boxes", "file_lock", "teacher", "explorer_lanes", "stage_bars", "intervals"},
     {"remote"},
     {"archives", "cells"},
     {
