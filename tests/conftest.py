@@ -12,3 +12,24 @@ settings.load_profile("unhurried")
 def rng():
     """Return a generator seeded anew for each test."""
     return np.random.default_rng(20240613)
+
+
+@pytest.fixture
+def explore(monkeypatch):
+    """Return a function that makes an Explorer with a comm to nowhere; all closed at the end."""
+    import comm
+    from explorer_rig import SilentComm, settle
+
+    from clipbranches_widget.explorer import Explorer
+
+    monkeypatch.setattr(comm, "create_comm", SilentComm)
+    made = []
+
+    def make(source):
+        made.append(Explorer(source))
+        settle(made[-1])
+        return made[-1]
+
+    yield make
+    for explorer in made:
+        explorer.close()

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 
-import comm
 import numpy as np
 import pytest
-from comm.base_comm import BaseComm
+from explorer_rig import settle, wait_for
 from word_encoder import WordEncoder, build_catalog
 
-from clipbranches_widget.explorer import Explorer
 from clipbranches_widget.explorer_audit import MAX_ROWS, estimate_view, report_view
 from clipbranches_widget.intervals import Estimate
 from clipbranches_widget.session import Session
-
-
-class SilentComm(BaseComm):
-    """A comm to nowhere."""
-
-    def publish_msg(self, *_args, **_keys):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -35,37 +25,6 @@ def session(catalog, tmp_path):
     hits = session.search("striped bird")
     session.label(positive=hits.rows[:5], negative=hits.rows[50:55])
     return session
-
-
-@pytest.fixture
-def explore(monkeypatch):
-    """Return a function that makes an Explorer; all closed at the end."""
-    monkeypatch.setattr(comm, "create_comm", SilentComm)
-    made = []
-
-    def make(source):
-        made.append(Explorer(source))
-        settle(made[-1])
-        return made[-1]
-
-    yield make
-    for explorer in made:
-        explorer.close()
-
-
-def settle(explorer):
-    """Wait until everything posted so far, and what it posted in turn, is done."""
-    for lane in (explorer._work, explorer._ui, explorer._ui):
-        done = threading.Event()
-        lane.post(done.set)
-        assert done.wait(60)
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def act(explorer, action, **data):

@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from comm.base_comm import BaseComm
+from explorer_rig import SilentComm, settle
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from word_encoder import HOSTILE, WordEncoder, build_catalog
@@ -27,13 +27,6 @@ from clipbranches_widget.session import Session
 
 TESTS = Path(__file__).parent
 MAX_PICTURE_BYTES = 150_000
-
-
-class SilentComm(BaseComm):
-    """A comm that leads nowhere."""
-
-    def publish_msg(self, *_args, **_keys):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +52,6 @@ def explorer(session, tmp_path, monkeypatch):
     act(explorer, "dock", name="export")
     yield explorer
     explorer.close()
-
-
-def settle(explorer):
-    for lane in (explorer._ui, explorer._work, explorer._ui, explorer._images, explorer._ui):
-        done = threading.Event()
-        lane.post(done.set)
-        assert done.wait(60)
 
 
 def act(explorer, event, **data):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import threading
 
 import comm
 import pyarrow as pa
 import pytest
 from comm.base_comm import BaseComm
+from explorer_rig import settle
 from PIL import Image
 from word_encoder import WordEncoder, build_catalog, captions
 
@@ -50,15 +50,6 @@ def explorer(session, monkeypatch):
     settle(made)
     yield made
     made.close()
-
-
-def settle(explorer):
-    """Wait until everything posted so far, and what it posted in turn, is done."""
-    ui, work, *reading = explorer._lanes
-    for lane in (ui, work, ui, *reading, ui):
-        done = threading.Event()
-        lane.post(done.set)
-        assert done.wait(60)
 
 
 def act(explorer, event, **data):
