@@ -105,7 +105,8 @@ def _check_piece(file: Path, piece: Piece) -> None:
     """Check a file against the manifest without reading all of it."""
     try:
         n_bytes = file.stat().st_size
-    except OSError as error:
+        sampled = fingerprint(file)
+    except OSError as error:  # also one that a writer deletes meanwhile
         raise CatalogCorruptError(f"expected a file at {file}, found none: {REBUILD}") from error
     if n_bytes != piece.n_bytes:
         message = f"{file}: expected {piece.n_bytes} bytes, got {n_bytes}: {REBUILD}"
@@ -117,7 +118,7 @@ def _check_piece(file: Path, piece: Piece) -> None:
                 f"{file}: expected {piece.dtype} {piece.shape}, got {dtype.str} {shape}: {REBUILD}"
             )
             raise CatalogCorruptError(message)
-    if fingerprint(file) != piece.fingerprint:
+    if sampled != piece.fingerprint:
         message = f"{file}: its content changed since the catalog was built: {REBUILD}"
         raise CatalogCorruptError(message)
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from clipbranches_widget import integrity
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.catalog_writer import describe_piece
 from clipbranches_widget.encoder import EncoderInfo
@@ -25,7 +26,7 @@ from clipbranches_widget.errors import (
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.integrity import read_manifest
 from clipbranches_widget.manifest import COLUMN_FILES, Manifest
-from clipbranches_widget.storage import FORMAT_VERSION
+from clipbranches_widget.storage import FORMAT_VERSION, fingerprint
 from clipbranches_widget.vector_index import VectorIndex
 
 N_ROWS, DIM = 23, 6
@@ -370,6 +371,18 @@ def test_a_catalog_whose_manifest_is_replaced_while_it_opens(copy, monkeypatch):
     read = iter([old, new])
     monkeypatch.setattr("clipbranches_widget.catalog.read_manifest", lambda _: next(read))
     assert Catalog.open(copy).info()["column_parts"] == "bits"
+
+
+def test_a_file_that_vanishes_while_it_is_checked(copy, monkeypatch):
+    """As happens to a reader who comes while a writer drops old shards: the manifest is read anew."""
+
+    def dropped(file):
+        file.unlink()
+        return fingerprint(file)
+
+    monkeypatch.setattr(integrity, "fingerprint", dropped)
+    with pytest.raises(CatalogCorruptError, match="expected a file at .*, found none"):
+        Catalog.open(copy)
 
 
 def test_items_of_another_length(copy):
