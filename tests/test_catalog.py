@@ -374,14 +374,14 @@ def test_a_catalog_whose_manifest_is_replaced_while_it_opens(copy, monkeypatch):
 
 
 def test_a_file_that_vanishes_while_it_is_checked(copy, monkeypatch):
-    """As happens to a reader who comes while a writer drops old shards: the manifest is read anew."""
+    """As for a reader who comes while a writer drops old shards: the manifest is read anew."""
 
     def dropped(file):
         file.unlink()
         return fingerprint(file)
 
     monkeypatch.setattr(integrity, "fingerprint", dropped)
-    with pytest.raises(CatalogCorruptError, match="expected a file at .*, found none"):
+    with pytest.raises(CatalogCorruptError, match=r"expected a file at .*, found none"):
         Catalog.open(copy)
 
 
