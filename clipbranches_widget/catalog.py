@@ -28,7 +28,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,7 +47,6 @@ from clipbranches_widget.errors import (
 from clipbranches_widget.file_lock import hold
 from clipbranches_widget.images import read_image, resolve
 from clipbranches_widget.integrity import (
-    EMBEDDINGS_FILE,
     ITEMS_FILE,
     MANIFEST_FILE,
     SKIPPED_FILE,
@@ -60,7 +58,7 @@ from clipbranches_widget.integrity import (
 from clipbranches_widget.manifest import Manifest
 from clipbranches_widget.remote import scheme
 from clipbranches_widget.removed_rows import nth_present, read_removed, without
-from clipbranches_widget.storage import open_array
+from clipbranches_widget.shard import Shard
 from clipbranches_widget.thumbnails import (
     THUMBNAIL_PX,
     ThumbnailCache,
@@ -74,52 +72,7 @@ if TYPE_CHECKING:
 
     from clipbranches_widget.encoder import Encoder
 
-__all__ = ["EMBEDDINGS_FILE", "Catalog", "Shard"]
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A self-contained part of a catalog.
-
-    Attributes
-    ----------
-    number
-        Position in ``Catalog.shards``.
-    path
-        Its folder.
-    first_row, n_rows
-        It holds the catalog rows ``first_row <= row < first_row + n_rows``.
-    dim
-        Length of an embedding.
-    """
-
-    number: int
-    path: Path
-    first_row: int
-    n_rows: int
-    dim: int
-
-    @property
-    def end(self) -> int:
-        """The catalog row after its last."""
-        return self.first_row + self.n_rows
-
-    def among(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the local rows of those of `rows`, ascending, that lie in it."""
-        low, high = np.searchsorted(rows, (self.first_row, self.end))
-        return rows[low:high] - self.first_row
-
-    @cached_property
-    def embeddings(self) -> NDArray[np.float16]:
-        """The unit-norm embeddings, (n_rows, dim) float16, memory-mapped read-only."""
-        shape = (self.n_rows, self.dim)
-        return open_array(self.file(EMBEDDINGS_FILE), dtype=np.float16, shape=shape)
-
-    def file(self, name: str) -> Path:
-        """Return the path of one of the shard's files."""
-        return self.path / name
 
 
 class Catalog:

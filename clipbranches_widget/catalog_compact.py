@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from clipbranches_widget.catalog import Catalog, Shard
+from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.catalog_change import changing, commit, folder_of, placed
 from clipbranches_widget.catalog_writer import ROWS_PER_SHARD, CatalogWriter
 from clipbranches_widget.column_model import ColumnModel
 from clipbranches_widget.errors import CatalogError
 from clipbranches_widget.integrity import ITEMS_FILE, SKIPPED_FILE, identity
 from clipbranches_widget.manifest import ShardEntry
+from clipbranches_widget.shard import Shard
 from clipbranches_widget.stage_bars import StageBars, StageProgress
 from clipbranches_widget.thumbnails import ThumbnailPack
 

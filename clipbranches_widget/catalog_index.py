@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.box_query import ColumnIndex
-from clipbranches_widget.catalog import Catalog, Shard
+from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.column_model import ColumnModel
 from clipbranches_widget.labels import LabelSet
+from clipbranches_widget.shard import Shard
 from clipbranches_widget.shard_search import nearest
 from clipbranches_widget.sorted_columns import SortedColumns
 from clipbranches_widget.vector_index import unit_query

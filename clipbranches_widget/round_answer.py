@@ -20,9 +20,10 @@ from clipbranches_widget.branch import Branch
 from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.conditions import RuleState, column_names, conditions_of
 from clipbranches_widget.labels import LabelSet
+from clipbranches_widget.pool import Pool, with_other_sources
 from clipbranches_widget.query_plan import BoxStrategy
 from clipbranches_widget.ranking import ranked_at
-from clipbranches_widget.result import Pool, Result, with_other_sources
+from clipbranches_widget.result import Result
 from clipbranches_widget.round_clock import RoundClock
 from clipbranches_widget.round_model import RoundModel
 from clipbranches_widget.round_notes import label_notes, removed_notes, round_notes

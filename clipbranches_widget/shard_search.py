@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbranches_widget.catalog import Catalog, Shard
+from clipbranches_widget.catalog import Catalog
+from clipbranches_widget.shard import Shard
 from clipbranches_widget.vector_index import (
     EXACT_BELOW,
     EXACT_SHARE,

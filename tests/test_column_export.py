@@ -19,8 +19,8 @@ from clipbranches_widget.conditions import column_names, conditions_of, sql_iden
 from clipbranches_widget.errors import LabelError, QueryError
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.labels import LabelSet
+from clipbranches_widget.pool import LABELLED_TEXT
 from clipbranches_widget.refine import refine
-from clipbranches_widget.result import LABELLED_TEXT
 
 N_ROWS, DIM, N_CLUSTERS = 1_500, 24, 20
 

@@ -42,9 +42,9 @@ LAYERS = [
         "arrow_layout",
         "json_columns",
     },
-    {"encoder", "branch", "column_build", "box_program", "box_loops"}
+    {"encoder", "branch", "column_build", "box_program", "box_loops", "shard"}
     | {"source_parquet", "source_tar"},
-    {"catalog", "array_kernels", "kernels", "embed", "session_state"}
+    {"catalog", "array_kernels", "kernels", "embed", "session_state", "pool"}
     | {"source_datasets", "source_embeddings"},
     {"engine", "query_plan", "image_copy", "session_code", "sources", "known_content"}
     | {"shard_search"},

@@ -15,14 +15,10 @@ from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.errors import RefineError
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.labels import LabelSet
+from clipbranches_widget.pool import LABELLED_TEXT, NEAR_TEXT, with_other_sources
 from clipbranches_widget.ranking import ranked_at
 from clipbranches_widget.refine import DEFAULT_THRESHOLD, refine
-from clipbranches_widget.result import (
-    LABELLED_TEXT,
-    NEAR_TEXT,
-    PREVIEW_THRESHOLDS,
-    with_other_sources,
-)
+from clipbranches_widget.result import PREVIEW_THRESHOLDS
 from clipbranches_widget.round_answer import Asked, answer, first_page
 from clipbranches_widget.round_clock import RoundClock
 from clipbranches_widget.search import search
