@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from clipbranches_widget.explorer_part import Host
+from clipbranches_widget.kept_threads import start
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -44,10 +45,8 @@ class Computed(Generic[Key, Value]):
             return self._kept[1]
         if not self.is_running:
             self.is_running = True
-            executor = ThreadPoolExecutor(1, "explorer-computed")
-            future = executor.submit(self._compute, key)
+            future = start("explorer-computed", lambda: self._compute(key))
             future.add_done_callback(lambda done: self._host.post(self._arrive, key, done))
-            executor.shutdown(wait=False)
         return None
 
     def _arrive(self, key: Key, done: Future[Value]) -> None:

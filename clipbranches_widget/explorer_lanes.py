@@ -7,19 +7,23 @@ has others and hands its outcome over.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 
+from clipbranches_widget.kept_threads import start
+
 Job = Callable[[], object]
+_log = logging.getLogger(__name__)
 
 
 class Lane:
-    """A queue whose jobs run one at a time, in the order they came, in a thread of its own.
+    """A queue whose jobs run one at a time, in the order they came, off the caller's thread.
 
-    The thread lives while there are jobs, so an Explorer that nobody uses has none. Jobs posted
-    after `close` are dropped: a message may still arrive from a page that shows a closed widget.
-    Jobs must handle their own errors.
+    It has a thread while there are jobs, of those kept for its name, so that Explorers that nobody
+    uses cost none. Jobs posted after `close` are dropped: a message may still arrive from a page
+    that shows a closed widget. Jobs should handle their own errors; others are logged.
 
     Parameters
     ----------
@@ -51,7 +55,7 @@ class Lane:
             if self._is_running:
                 return
             self._is_running = True
-        threading.Thread(target=self._run, name=self._name).start()
+        start(self._name, self._run)
 
     def replace(self, job: Callable[[Callable[[], bool]], object]) -> None:
         """Append `job` and outdate every earlier one that was posted with `replace`.
@@ -76,7 +80,10 @@ class Lane:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            job()
+            try:
+                job()
+            except Exception:
+                _log.exception("a job of %s failed", self._name)
 
     def _next(self) -> Job | None:
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from clipbranches_widget.errors import QueryError
 from clipbranches_widget.explorer_part import Host, Part
 from clipbranches_widget.explorer_view import MAX_RULE_CHARS, Extra, shorten
+from clipbranches_widget.kept_threads import start
 
 if TYPE_CHECKING:
     from clipbranches_widget.branch import Branch
@@ -110,10 +111,8 @@ class RulesPart(Part):
         if self._is_changing or not self._wishes:
             return
         self._is_changing = True
-        executor = ThreadPoolExecutor(1, "explorer-rules")
-        future = executor.submit(self._wishes.popleft())
+        future = start("explorer-rules", self._wishes.popleft())
         future.add_done_callback(lambda done: self.host.post(self._changed, done))
-        executor.shutdown(wait=False)
 
     def _changed(self, done: Future[object]) -> None:
         self._is_changing = False

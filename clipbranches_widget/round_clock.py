@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextvars
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from threading import Event, Thread
+from concurrent.futures import wait
+from threading import Event
 from types import MappingProxyType
 from typing import TypeVar
 
 from clipbranches_widget.errors import Cancelled
+from clipbranches_widget.kept_threads import start
 
 Progress = Callable[[str, float], None]
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class RoundClock:
     """
 
     def __init__(self, progress: Progress | None = None, cancel: Event | None = None) -> None:
-        self._progress, self._cancel = progress, cancel
+        self._progress, self.cancel = progress, cancel
         self._started = time.perf_counter()
         self._marks: list[tuple[str, float]] = []
 
@@ -43,7 +43,7 @@ class RoundClock:
 
     def check(self) -> None:
         """Raise Cancelled when asked to stop."""
-        if self._cancel is not None and self._cancel.is_set():
+        if self.cancel is not None and self.cancel.is_set():
             raise _cancelled()
 
     def seconds(self) -> float:
@@ -62,20 +62,11 @@ def run_until(cancel: Event | None, work: Callable[[], T]) -> T:
     """Return what `work` returns; when `cancel` is set, raise Cancelled without waiting for it.
 
     Training a forest cannot be interrupted, so with `cancel` the work runs on a thread of its
-    own; after a cancellation that thread ends by itself, at the next stage.
+    own; after a cancellation it ends by itself, at the next stage.
     """
     if cancel is None:
         return work()
-    done: Future[T] = Future()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            done.set_result(context.run(work))
-        except BaseException as error:
-            done.set_exception(error)
-
-    Thread(target=run, name="clipbranches-round", daemon=True).start()
+    done = start("clipbranches-round", work)
     while not wait([done], timeout=_LOOK_EVERY_S).done:
         if cancel.is_set():
             raise _cancelled()

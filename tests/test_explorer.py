@@ -600,10 +600,24 @@ def test_a_lane_runs_in_order_and_takes_nothing_once_closed():
     assert threading.get_ident() not in {thread for _, thread in ran}
 
 
-def test_an_idle_explorer_has_no_threads(session, explore):
-    explorers = [explore(session) for _ in range(5)]
-    settle(*explorers)
-    for thread in threading.enumerate():
-        if thread.name.startswith("explorer-"):
-            thread.join(timeout=10)
-            assert not thread.is_alive()
+def test_explorers_share_their_threads(session, explore):
+    """One after the other, they need no more threads than a few do, and none is left behind."""
+
+    def names():
+        return sorted(t.name for t in threading.enumerate() if t.name.startswith("explorer-"))
+
+    for _ in range(3):
+        settle(explore(session))
+    first = names()
+    assert first
+    for _ in range(12):
+        settle(explore(session))
+    assert len(names()) < len(first) + 12
+
+
+def test_a_lane_goes_on_after_a_job_that_fails(caplog):
+    lane, done = Lane("test"), threading.Event()
+    lane.post(lambda: 1 // 0)
+    lane.post(done.set)
+    assert done.wait(10)
+    assert "ZeroDivisionError" in caplog.text
