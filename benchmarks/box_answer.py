@@ -1,6 +1,6 @@
 """Answer one set of boxes and one ensemble from an index on disk, cold and warm, and print JSON.
 
-    python benchmarks/box_answer.py asked.pickle
+    python benchmarks/box_answer.py asked.json
 
 `box_large.py` runs it: a process that only opens an index, so that its peak memory is that of
 answering. Before each cold run the index's files are dropped from the page cache by
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import numpy as np
 from box_measure import SLOW_RUNS, status_mb, timed
 
 from clipbranches_widget.box_query import BoxAnswer, ColumnIndex, EnsembleAnswer
+from clipbranches_widget.concept_file import boxes_from_list, forest_from_dict
 from clipbranches_widget.engine import load_compiled
 from clipbranches_widget.sorted_columns import SortedColumns
 
@@ -50,14 +50,16 @@ def cached_bytes(files: list[Path]) -> int | None:
 
 def main() -> None:
     """Answer everything; rows go to a file a task."""
-    asked = pickle.loads(Path(sys.argv[1]).read_bytes())
+    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    boxes = boxes_from_list(asked["boxes"], asked["columns"])
+    trees = forest_from_dict(asked["trees"])
     folder = Path(asked["folder"])
     files = sorted((folder / "index").glob("*.npy"))
     load_compiled()
     report: dict[str, Any] = {"rss_before_mb": status_mb("VmRSS"), "answers": []}
     calls: dict[str, Callable[[ColumnIndex], Answer]] = {
-        "boxes": lambda index: index.in_boxes(asked["boxes"]),
-        "trees": lambda index: index.rows_above(asked["trees"], 0.0),
+        "boxes": lambda index: index.in_boxes(boxes),
+        "trees": lambda index: index.rows_above(trees, 0.0),
     }
 
     def opened() -> ColumnIndex:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shlex
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from clipbranches_widget.box_query import ColumnIndex
 from clipbranches_widget.boxes import LeafBox
 from clipbranches_widget.column_model import default_column_model
+from clipbranches_widget.concept_file import boxes_to_list, forest_to_dict
 from clipbranches_widget.trees import TreeEnsemble
 
 N_COLUMNS = 32
@@ -56,10 +56,10 @@ def measure_large(bench: Bench, n_rows: int, folder: Path, limiter: str) -> None
         "folder": str(folder),
         "rows": n_rows,
         "columns": N_COLUMNS,
-        "boxes": distilled.boxes,
-        "trees": TreeEnsemble.from_booster(booster),
+        "boxes": boxes_to_list(distilled.boxes),
+        "trees": forest_to_dict(TreeEnsemble.from_booster(booster)),
     }
-    (folder / "asked.pickle").write_bytes(pickle.dumps(asked))
+    (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
     codes = columns.codes
     del index, columns
     expected = {"boxes": _in_blocks(codes, distilled.boxes)}
@@ -89,7 +89,7 @@ def _answer(
     """Run the process that only answers, and keep what it says."""
     say(f"answers, {limit}")
     script = Path(__file__).with_name("box_answer.py")
-    command = [*prefix, sys.executable, str(script), str(folder / "asked.pickle")]
+    command = [*prefix, sys.executable, str(script), str(folder / "asked.json")]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
