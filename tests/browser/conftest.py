@@ -264,6 +264,47 @@ class NotebookPage:
             source,
         )
 
+    def value(self, expression: str):
+        """Return the value of an expression in the kernel, by way of JSON."""
+        return json.loads(self.run_cell(f"import json; print(json.dumps({expression}))"))
+
+    def wait_value(self, expression: str, expected) -> None:
+        """Wait until an expression in the kernel has a value; clicks arrive after the browser."""
+        for _ in range(50):
+            value = self.value(expression)
+            if value == expected:
+                return
+            self.page.wait_for_timeout(100)
+        assert value == expected
+
+    def state(self):
+        """Return what JupyterLab's keys would change: cells, the active one, the mode."""
+        return self.page.evaluate(
+            """() => {
+                const { content } = window.jupyterapp.shell.currentWidget;
+                return {
+                    cells: content.widgets.map(cell => [
+                        cell.model.type,
+                        cell.model.sharedModel.source,
+                        cell.model.executionCount ?? 0,
+                    ]),
+                    active: content.activeCellIndex,
+                    mode: content.mode,
+                };
+            }"""
+        )
+
+    def press(self, *keys: str) -> None:
+        """Press keys, one after the other."""
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def wait_focus(self, row: int) -> None:
+        """Wait until the cell of a row has the focus."""
+        self.page.wait_for_function(
+            "row => document.activeElement?.dataset?.row === String(row)", arg=row
+        )
+
     def explorer(self, number: int = 0):
         """Return the n-th visible Explorer once it shows images."""
         found = self.page.locator(".cbw:visible").nth(number)
@@ -349,3 +390,20 @@ def open_shared_notebook(lab, browser, request):
 def word_catalog(tmp_path_factory, browser):
     """Path of a small catalog with pictures, lost pictures and hostile captions."""
     return build_catalog(tmp_path_factory.mktemp("words") / "words.cbcat", with_images=True).path
+
+
+@pytest.fixture(scope="session")
+def word_setup(word_catalog):
+    """The first cell of a notebook on that catalog, with the rows of its birds and fishes."""
+    return f"""
+import pathlib, sys, tempfile
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from word_encoder import WordEncoder
+from clipbranches_widget.catalog import Catalog
+from clipbranches_widget.explorer import Explorer
+from clipbranches_widget.session import Session
+catalog = Catalog.open({str(word_catalog)!r})
+words = catalog.items.column("caption").to_pylist()
+birds = [row for row, text in enumerate(words) if " bird " in text]
+fishes = [row for row, text in enumerate(words) if " fish " in text]
+"""

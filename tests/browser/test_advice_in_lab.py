@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -46,20 +45,6 @@ def nb(shared):
     assert shared.console == []
 
 
-def kernel_json(nb, expression):
-    return json.loads(nb.run_cell(f"import json; print(json.dumps({expression}))"))
-
-
-def wait_kernel(nb, expression, expected):
-    """Wait until an expression in the kernel has a value; clicks arrive after the browser."""
-    for _ in range(50):
-        value = kernel_json(nb, expression)
-        if value == expected:
-            return
-        nb.page.wait_for_timeout(100)
-    assert value == expected
-
-
 def open_panel(explorer, name):
     explorer.get_by_role("group", name="Panels").get_by_role("button", name=name).click()
     panel = explorer.locator(f".cbw-{name.lower()}")
@@ -79,8 +64,8 @@ def test_suggestions_are_answered_by_click_and_by_key(nb, artifacts):
     panel = open_panel(explorer, "Suggest")
     images = panel.locator(".cbw-suggestion")
     images.first.wait_for()
-    rows = kernel_json(nb, "[int(row) for row in session.suggest(12)]")
-    reasons = kernel_json(nb, "list(session.suggest(12).reasons)")
+    rows = nb.value("[int(row) for row in session.suggest(12)]")
+    reasons = nb.value("list(session.suggest(12).reasons)")
     assert [text_of(each) for each in panel.locator(".cbw-reason").all()] == reasons
     panel.locator(".cbw-skeleton").first.wait_for(state="detached")
 
@@ -90,7 +75,7 @@ def test_suggestions_are_answered_by_click_and_by_key(nb, artifacts):
         nb.page.keyboard.press(key)
     assert images.nth(5).evaluate("one => one === document.activeElement")
     signs = f"[session.labels.get(row) for row in {rows[:6]}]"
-    wait_kernel(nb, signs, [1, -1, 1, 0, -1, 0])
+    nb.wait_value(signs, [1, -1, 1, 0, -1, 0])
     assert images.count() == 12
     assert images.nth(1).locator(".cbw-badge").is_visible()
     nb.shot(artifacts, "advice-suggest", explorer)
@@ -102,10 +87,10 @@ def test_suggestions_are_answered_by_click_and_by_key(nb, artifacts):
     zoom.wait_for(state="detached")
     images.nth(1).focus()
     nb.page.keyboard.press("u")
-    wait_kernel(nb, signs, [1, 0, 1, 0, -1, 0])
+    nb.wait_value(signs, [1, 0, 1, 0, -1, 0])
     panel.get_by_role("button", name="Ask for more").click()
     images.nth(0).get_by_role("button", name="yes", pressed=False).wait_for()
-    more = kernel_json(nb, "explorer.suggest['items']")
+    more = nb.value("explorer.suggest['items']")
     assert len(more) == 12
     assert not {item["row"] for item in more} & set(rows)
 
@@ -119,7 +104,7 @@ def test_when_all_are_answered_it_says_what_next(nb):
     for _ in range(12):
         nb.page.keyboard.press("n")
     panel.get_by_text("All answered.").wait_for()
-    wait_kernel(nb, "len(session.labels.negative)", 17)
+    nb.wait_value("len(session.labels.negative)", 17)
     explorer.get_by_role("button", name=re.compile("^Refine")).click()
     panel.get_by_text("teach the next round most").wait_for()
     assert not panel.locator(".cbw-badge").count()
@@ -150,7 +135,7 @@ def label_rest(nb, n=1000):
 def test_an_audit_image_by_image_with_the_keyboard(nb, artifacts):
     explorer = nb.explorer()
     panel = start_audit(nb, explorer, 30)
-    rows = kernel_json(nb, "[int(row) for row in session.audit(30)]")
+    rows = nb.value("[int(row) for row in session.audit(30)]")
     where, press = panel.locator(".cbw-audit-progress b"), nb.page.keyboard.press
     assert where.inner_text() == "1 of 30"
     stage = panel.locator(".cbw-audit-picture")
@@ -165,7 +150,7 @@ def test_an_audit_image_by_image_with_the_keyboard(nb, artifacts):
     panel.get_by_text("1 skipped").wait_for()
     panel.get_by_role("button", name="No", exact=True).click()
     where.filter(has_text="5 of 30").wait_for()
-    wait_kernel(nb, signs, [1, -1, 0, -1, 0, 0])
+    nb.wait_value(signs, [1, -1, 0, -1, 0, 0])
 
     press("Backspace")
     where.filter(has_text="4 of 30").wait_for()
@@ -175,10 +160,10 @@ def test_an_audit_image_by_image_with_the_keyboard(nb, artifacts):
     where.filter(has_text="4 of 30").wait_for()
     press("y")
     where.filter(has_text="5 of 30").wait_for()
-    wait_kernel(nb, signs, [1, -1, 1, 1, 0, 0])
+    nb.wait_value(signs, [1, -1, 1, 1, 0, 0])
     panel.get_by_text("1 skipped").wait_for(state="detached")
     press("z")  # undo goes back by itself
-    wait_kernel(nb, signs, [1, -1, 1, -1, 0, 0])
+    nb.wait_value(signs, [1, -1, 1, -1, 0, 0])
     press("z")
     where.filter(has_text="3 of 30").wait_for()
     press("y")
@@ -196,14 +181,14 @@ def test_the_audits_result_is_shown_plainly(nb, artifacts):
         "from clipbranches_widget.audit import propose\n"
         "audit = explorer._parts['audit']._drawn.audit"
     )
-    panel.locator(".cbw-audit-advice", has_text=kernel_json(nb, f"{said}.advice")).wait_for()
+    panel.locator(".cbw-audit-advice", has_text=nb.value(f"{said}.advice")).wait_for()
     measures = [text_of(each) for each in panel.locator(".cbw-measure-text").all()]
     assert measures == [
-        f"Precision {kernel_json(nb, f'str({said}.precision)')}",
-        f"Recall {kernel_json(nb, f'str({said}.recall)')}",
-        f"Recall nearby {kernel_json(nb, f'str({said}.recall_nearby)')}",
+        f"Precision {nb.value(f'str({said}.precision)')}",
+        f"Recall {nb.value(f'str({said}.recall)')}",
+        f"Recall nearby {nb.value(f'str({said}.recall_nearby)')}",
     ]
-    low, high = (kernel_json(nb, f"{said}.recall.{end}") for end in ("low", "high"))
+    low, high = (nb.value(f"{said}.recall.{end}") for end in ("low", "high"))
     band = panel.locator(".cbw-interval-part").nth(1).bounding_box()
     line = panel.locator(".cbw-interval-all").nth(1).bounding_box()
     assert (band["x"] - line["x"]) / line["width"] == pytest.approx(low, abs=0.01)
@@ -251,7 +236,7 @@ def open_scores(explorer):
 
 
 def valuetext(nb, threshold):
-    frame = kernel_json(nb, f"session.result.preview([{threshold}]).to_dict('records')[0]")
+    frame = nb.value(f"session.result.preview([{threshold}]).to_dict('records')[0]")
     images = f"{frame['n_rows']:,} image" + ("" if frame["n_rows"] == 1 else "s")
     right = f"{100 * frame['expected_precision']:.0f}"
     return f"{threshold:.2f}: {images}, about {right} % right"
@@ -269,7 +254,7 @@ def drag(nb, panel, slider, to):
 def test_the_threshold_is_dragged_and_the_images_follow(nb, artifacts):
     explorer = nb.explorer()
     panel, slider = open_scores(explorer)
-    n_own = kernel_json(nb, "len(session.result)")
+    n_own = nb.value("len(session.result)")
     assert slider.get_attribute("aria-valuetext") == valuetext(nb, 0.3)
     assert panel.locator(".cbw-bar").count() == 40
     assert panel.locator(".cbw-ticks .cbw-tick-yes").count() == 5
@@ -279,11 +264,11 @@ def test_the_threshold_is_dragged_and_the_images_follow(nb, artifacts):
     assert not chip.is_visible()  # nothing is asked for before it is let go
     nb.page.mouse.up()
     chip.wait_for()
-    n_cut = kernel_json(nb, "len(session.result.at(0.6))")
+    n_cut = nb.value("len(session.result.at(0.6))")
     explorer.locator(".cbw-headline", has_text=f"{n_cut:,} matching").wait_for()
     assert n_cut < n_own
-    assert nb.rows_shown(explorer) == kernel_json(nb, "session.result.at(0.6).rows[:60].tolist()")
-    assert kernel_json(nb, "len(session.result)") == n_own
+    assert nb.rows_shown(explorer) == nb.value("session.result.at(0.6).rows[:60].tolist()")
+    assert nb.value("len(session.result)") == n_own
     nb.shot(artifacts, "advice-scores", explorer)
     chip.click()
     explorer.locator(".cbw-headline", has_text=f"{n_own:,} matching").wait_for()
@@ -315,11 +300,11 @@ def test_a_threshold_for_the_next_rounds(nb):
     drag(nb, panel, slider, 0.5)
     nb.page.mouse.up()
     panel.get_by_role("button", name="Use for the next rounds").click()
-    wait_kernel(nb, "session.result.threshold", 0.5)
+    nb.wait_value("session.result.threshold", 0.5)
     panel.get_by_role("button", name="Reset to 0.5").wait_for()
     nb.run_cell("session.label(negative=session.result.rows[-1:])")
     explorer.get_by_role("button", name="Refine (5 yes, 6 no)").click()
-    wait_kernel(nb, "(session.is_stale, session.result.threshold)", [False, 0.5])
+    nb.wait_value("(session.is_stale, session.result.threshold)", [False, 0.5])
 
 
 # -- all three ------------------------------------------------------------------------------------
@@ -351,7 +336,7 @@ def test_a_reload_loses_nothing(nb):
     panel.locator(".cbw-audit-picture").focus()
     nb.page.keyboard.press("n")
     nb.page.keyboard.press("s")
-    wait_kernel(nb, "len(explorer.audit['skipped'])", 1)
+    nb.wait_value("len(explorer.audit['skipped'])", 1)
     nb.command("docmanager:save")
     nb.open(reset=False)
     explorer = nb.explorer()

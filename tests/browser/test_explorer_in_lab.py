@@ -54,20 +54,6 @@ def search(explorer, text):
     explorer.locator(".cbw-headline", has_text=f"to \u201c{text}\u201d").wait_for()
 
 
-def kernel_json(nb, expression):
-    return json.loads(nb.run_cell(f"import json; print(json.dumps({expression}))"))
-
-
-def wait_kernel(nb, expression, expected):
-    """Wait until an expression in the kernel has a value; clicks arrive after the browser."""
-    for _ in range(50):
-        value = kernel_json(nb, expression)
-        if value == expected:
-            return
-        nb.page.wait_for_timeout(100)
-    assert value == expected
-
-
 def test_a_fresh_explorer_shows_the_catalog_painted(nb, artifacts):
     explorer = nb.explorer()
     nb.wait_painted(explorer)
@@ -90,20 +76,20 @@ def test_search_label_refine_and_the_next_cell_agrees(nb, artifacts):
     refine.click()
     headline = explorer.locator(".cbw-headline", has_text="matching image")
     headline.wait_for()
-    n_found = kernel_json(nb, "len(session.result)")
+    n_found = nb.value("len(session.result)")
     assert re.fullmatch(
         rf"{n_found:,} matching images in [\d.]+ m?s \u00b7 [<\d. ]+ % of the catalog scored",
         headline.inner_text(),
     )
-    assert nb.rows_shown(explorer) == kernel_json(nb, "session.result.rows[:60].tolist()")
+    assert nb.rows_shown(explorer) == nb.value("session.result.rows[:60].tolist()")
     assert explorer.get_by_role("button", name="All matches").get_attribute("aria-pressed")
     nb.wait_painted(explorer)
     explorer.get_by_role("button", name="Rules").click()
     rules = explorer.locator(".cbw-rules li")
     rules.first.wait_for()
-    assert rules.count() == kernel_json(nb, "len(session.result.branches)")
-    assert rules.first.locator(".cbw-rule-text").inner_text() == kernel_json(
-        nb, "session.result.branches[0].text"
+    assert rules.count() == nb.value("len(session.result.branches)")
+    assert rules.first.locator(".cbw-rule-text").inner_text() == nb.value(
+        "session.result.branches[0].text"
     )
     nb.shot(artifacts, "explorer-refined", explorer)
 
@@ -116,10 +102,10 @@ def test_a_click_on_the_tag_goes_round_and_the_session_follows(nb):
         said.append(chip.inner_text().strip())
         chip.click()
     assert said == ["label", "yes", "no", "label"]
-    wait_kernel(nb, "session.labels.to_dict()", {"positive": [7], "negative": []})
+    nb.wait_value("session.labels.to_dict()", {"positive": [7], "negative": []})
     nb.image_cell(explorer, 7).get_by_role("button", name="Mark no").click()
     nb.image_cell(explorer, 8).get_by_role("button", name="Mark yes").click()
-    wait_kernel(nb, "session.labels.to_dict()", {"positive": [8], "negative": [7]})
+    nb.wait_value("session.labels.to_dict()", {"positive": [8], "negative": [7]})
     explorer.get_by_role("button", name="Yes 1").click()
     explorer.locator(".cbw-headline", has_text="1 image marked yes").wait_for()
     assert nb.rows_shown(explorer) == [8]
@@ -170,7 +156,7 @@ def test_what_a_cell_does_shows_in_the_widget(nb):
         ".cbw-headline", has_text="60 nearest images to \u201cold boat\u201d"
     ).wait_for()
     assert explorer.get_by_label("Search the catalog by text").input_value() == "old boat"
-    assert nb.rows_shown(explorer) == kernel_json(nb, "hits.rows.tolist()")
+    assert nb.rows_shown(explorer) == nb.value("hits.rows.tolist()")
 
 
 def test_the_keyboard_labels_and_jupyterlab_keeps_out(nb):
@@ -180,9 +166,9 @@ def test_the_keyboard_labels_and_jupyterlab_keeps_out(nb):
     nb.image_cell(explorer, 0).focus()
     for key in ("ArrowRight", "y", "ArrowDown", "n", "d", "d", "a", "y", "ArrowLeft", "u"):
         keyboard.press(key)
-    wait_kernel(nb, "session.labels.positive.tolist()", [1])
-    wait_kernel(nb, "len(session.labels.negative)", 1)
-    below = kernel_json(nb, "session.labels.negative.tolist()")
+    nb.wait_value("session.labels.positive.tolist()", [1])
+    nb.wait_value("len(session.labels.negative)", 1)
+    below = nb.value("session.labels.negative.tolist()")
     assert below[0] > 2
     keyboard.press("/")
     assert explorer.get_by_label("Search the catalog by text").evaluate(

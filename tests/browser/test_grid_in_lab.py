@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-TESTS = Path(__file__).parents[1]
-SETUP = """
-import pathlib, sys, tempfile
-sys.path.insert(0, {tests!r})
-from word_encoder import WordEncoder
-from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.explorer import Explorer
-from clipbranches_widget.session import Session
-catalog = Catalog.open({catalog!r})
-"""
 NEW_SESSION = """
 path = pathlib.Path(tempfile.mkdtemp()) / "session.jsonl"
 session = Session(catalog, path, encoder=WordEncoder())
@@ -25,9 +12,8 @@ explorer = Explorer(session)
 
 
 @pytest.fixture(scope="module")
-def shared(open_shared_notebook, word_catalog):
-    setup = SETUP.format(tests=str(TESTS), catalog=str(word_catalog))
-    return open_shared_notebook([setup, NEW_SESSION, "explorer"])
+def shared(open_shared_notebook, word_setup):
+    return open_shared_notebook([word_setup, NEW_SESSION, "explorer"])
 
 
 @pytest.fixture
@@ -41,44 +27,6 @@ def nb(shared):
     shared.wait_painted(shared.explorer())
     yield shared
     assert shared.console == []
-
-
-def wait_kernel(nb, expression, expected):
-    """Wait until an expression in the kernel has a value; clicks arrive after the browser."""
-    for _ in range(50):
-        value = json.loads(nb.run_cell(f"import json; print(json.dumps({expression}))"))
-        if value == expected:
-            return
-        nb.page.wait_for_timeout(100)
-    assert value == expected
-
-
-def wait_focus(nb, row):
-    """Wait until the cell of a row has the focus."""
-    nb.page.wait_for_function(
-        "row => document.activeElement?.dataset?.row === String(row)", arg=row
-    )
-
-
-def notebook_state(nb):
-    """Return what JupyterLab's keys would change."""
-    return nb.page.evaluate(
-        """() => {
-            const { content } = window.jupyterapp.shell.currentWidget;
-            return {
-                cells: content.widgets.map(cell => [
-                    cell.model.type, cell.model.sharedModel.source, cell.model.executionCount ?? 0,
-                ]),
-                active: content.activeCellIndex,
-                mode: content.mode,
-            };
-        }"""
-    )
-
-
-def press(nb, *keys):
-    for key in keys:
-        nb.page.keyboard.press(key)
 
 
 def wait_chosen(explorer, n_chosen):
@@ -106,47 +54,47 @@ LABELS = "session.labels.to_dict()"
 def test_keys_label_and_go_on_to_the_next(nb):
     explorer = nb.explorer()
     nb.image_cell(explorer, 0).focus()
-    press(nb, "y", "n", "u", "y", "Y")
-    wait_focus(nb, 5)
-    wait_kernel(nb, LABELS, labels([0, 3, 4], [1]))
-    press(nb, "ArrowLeft", "u")
-    wait_focus(nb, 5)
-    wait_kernel(nb, LABELS, labels([0, 3], [1]))
-    press(nb, "z", "z", "Shift+Z")
-    wait_kernel(nb, LABELS, labels([0, 3, 4], [1]))
+    nb.press("y", "n", "u", "y", "Y")
+    nb.wait_focus(5)
+    nb.wait_value(LABELS, labels([0, 3, 4], [1]))
+    nb.press("ArrowLeft", "u")
+    nb.wait_focus(5)
+    nb.wait_value(LABELS, labels([0, 3], [1]))
+    nb.press("z", "z", "Shift+Z")
+    nb.wait_value(LABELS, labels([0, 3, 4], [1]))
 
 
 def test_no_key_reaches_the_notebook(nb):
     explorer = nb.explorer()
-    before = notebook_state(nb)
+    before = nb.state()
     keys = ("d", "d", "a", "b", "x", "c", "v", "m", "j", "k", "0", "0", "Enter", "Shift+Enter")
     for target in (nb.image_cell(explorer, 1), nb.image_cell(explorer, 2).locator("button").last):
         target.focus()
-        press(nb, *keys, "Escape", "d", "d", "a", "b")
-    press(nb, "End", "ArrowRight")  # other cells: the focus must not fall out of the Explorer
-    wait_focus(nb, 60)
-    press(nb, *keys)
+        nb.press(*keys, "Escape", "d", "d", "a", "b")
+    nb.press("End", "ArrowRight")  # other cells: the focus must not fall out of the Explorer
+    nb.wait_focus(60)
+    nb.press(*keys)
     nb.page.keyboard.press("?")
     explorer.get_by_role("dialog").wait_for()
-    press(nb, *keys)
-    assert notebook_state(nb) == before
+    nb.press(*keys)
+    assert nb.state() == before
     assert explorer.get_by_role("dialog").count() == 1
 
 
 def test_arrows_turn_the_page_at_its_edge(nb):
     explorer = nb.explorer()
     nb.image_cell(explorer, 0).focus()
-    press(nb, "ArrowLeft", "ArrowUp")
-    wait_focus(nb, 0)
-    press(nb, "End")
-    wait_focus(nb, 59)
-    press(nb, "ArrowRight")
-    wait_focus(nb, 60)
-    press(nb, "ArrowLeft")
-    wait_focus(nb, 59)
-    press(nb, "PageDown")
-    wait_focus(nb, 60)
-    press(nb, "ArrowRight", "ArrowUp")
+    nb.press("ArrowLeft", "ArrowUp")
+    nb.wait_focus(0)
+    nb.press("End")
+    nb.wait_focus(59)
+    nb.press("ArrowRight")
+    nb.wait_focus(60)
+    nb.press("ArrowLeft")
+    nb.wait_focus(59)
+    nb.press("PageDown")
+    nb.wait_focus(60)
+    nb.press("ArrowRight", "ArrowUp")
     nb.page.wait_for_function("Number(document.activeElement?.dataset?.row) < 60")
     n_columns = explorer.evaluate(
         """root => {
@@ -157,34 +105,34 @@ def test_arrows_turn_the_page_at_its_edge(nb):
     landed = int(nb.page.evaluate("document.activeElement.dataset.row"))
     assert landed % n_columns == 1
     assert landed + n_columns > 59
-    press(nb, "ArrowDown")
-    wait_focus(nb, 61)
+    nb.press("ArrowDown")
+    nb.wait_focus(61)
     explorer.get_by_role("button", name="Previous page").click()
     explorer.locator(".cbw-range", has_text="1\u201360 of 900").wait_for()
-    press(nb, "ArrowRight")
-    wait_focus(nb, 0)
-    press(nb, "PageUp", "End", "Home")
-    wait_focus(nb, 0)
+    nb.press("ArrowRight")
+    nb.wait_focus(0)
+    nb.press("PageUp", "End", "Home")
+    nb.wait_focus(0)
     explorer.locator(".cbw-at", has_text="at 1").wait_for()
 
 
 def test_a_range_by_keys_is_labelled_at_once(nb):
     explorer = nb.explorer()
     nb.image_cell(explorer, 3).focus()
-    press(nb, "Shift+ArrowRight", "Shift+ArrowRight", "Shift+ArrowRight", "Shift+ArrowLeft")
+    nb.press("Shift+ArrowRight", "Shift+ArrowRight", "Shift+ArrowRight", "Shift+ArrowLeft")
     wait_chosen(explorer, 3)
-    press(nb, "y")
-    wait_kernel(nb, LABELS, labels([3, 4, 5]))
-    wait_kernel(nb, "len(session.history)", 1)
-    wait_focus(nb, 6)
+    nb.press("y")
+    nb.wait_value(LABELS, labels([3, 4, 5]))
+    nb.wait_value("len(session.history)", 1)
+    nb.wait_focus(6)
     assert explorer.locator(".cbw-chosen").count() == 0
-    press(nb, "z")
-    wait_kernel(nb, LABELS, labels())
-    press(nb, "Shift+End")
+    nb.press("z")
+    nb.wait_value(LABELS, labels())
+    nb.press("Shift+End")
     wait_chosen(explorer, 54)
-    press(nb, "Escape")
+    nb.press("Escape")
     explorer.locator(".cbw-chosen").wait_for(state="detached")
-    wait_kernel(nb, LABELS, labels())
+    nb.wait_value(LABELS, labels())
 
 
 def drag(nb, start, end):
@@ -203,27 +151,27 @@ def test_a_drag_selects_and_the_bar_labels(nb, artifacts):
     wait_chosen(explorer, 4)
     nb.shot(artifacts, "grid-selection", explorer)
     explorer.get_by_role("button", name="Label the selection no", exact=True).click()
-    wait_kernel(nb, LABELS, labels(negative=[2, 3, 4, 5]))
-    wait_kernel(nb, "len(session.history)", 1)
+    nb.wait_value(LABELS, labels(negative=[2, 3, 4, 5]))
+    nb.wait_value("len(session.history)", 1)
     explorer.locator(".cbw-chosen").wait_for(state="detached")
     nb.image_cell(explorer, 8).locator(".cbw-chip").click()
     nb.image_cell(explorer, 9).get_by_role("button", name="Mark no").click()
-    wait_kernel(nb, LABELS, labels([8], [2, 3, 4, 5, 9]))
+    nb.wait_value(LABELS, labels([8], [2, 3, 4, 5, 9]))
 
 
 def test_shift_click_and_ctrl_click_select(nb):
     explorer = nb.explorer()
     picture = [nb.image_cell(explorer, n).locator(".cbw-picture") for n in range(8)]
     picture[1].click()
-    wait_focus(nb, 1)
+    nb.wait_focus(1)
     assert explorer.locator(".cbw-chosen").count() == 0
     picture[4].click(modifiers=["Shift"])
     wait_chosen(explorer, 4)
     picture[7].click(modifiers=["Control"])
     picture[2].click(modifiers=["Control"])
     wait_chosen(explorer, 4)
-    press(nb, "y")
-    wait_kernel(nb, LABELS, labels([1, 3, 4, 7]))
+    nb.press("y")
+    nb.wait_value(LABELS, labels([1, 3, 4, 7]))
     assert explorer.get_by_role("dialog").count() == 0
 
 
@@ -233,12 +181,12 @@ def test_the_whole_page_is_labelled_as_one_action(nb):
     explorer.locator(".cbw-range", has_text="61\u2013120 of 900").wait_for()
     nb.image_cell(explorer, 0).locator(".cbw-chip").click()
     explorer.get_by_role("button", name="Label all on this page no", exact=True).click()
-    wait_kernel(nb, "session.labels.negative.tolist()", list(range(60, 120)))
-    wait_kernel(nb, "len(session.history)", 2)
+    nb.wait_value("session.labels.negative.tolist()", list(range(60, 120)))
+    nb.wait_value("len(session.history)", 2)
     explorer.get_by_role("button", name="Undo").click()
-    wait_kernel(nb, LABELS, labels([60]))
+    nb.wait_value(LABELS, labels([60]))
     explorer.get_by_role("button", name="Label all on this page none").click()
-    wait_kernel(nb, LABELS, labels())
+    nb.wait_value(LABELS, labels())
 
 
 def test_the_cursor_stays_when_labels_take_images_from_the_tab(nb):
@@ -247,29 +195,29 @@ def test_the_cursor_stays_when_labels_take_images_from_the_tab(nb):
     explorer.get_by_role("button", name="Yes 10").click()
     explorer.locator(".cbw-headline", has_text="10 images marked yes").wait_for()
     nb.image_cell(explorer, 3).focus()
-    press(nb, "n")
+    nb.press("n")
     explorer.locator(".cbw-headline", has_text="9 images marked yes").wait_for()
-    wait_focus(nb, 14)
-    press(nb, "u")
+    nb.wait_focus(14)
+    nb.press("u")
     explorer.locator(".cbw-headline", has_text="8 images marked yes").wait_for()
-    wait_focus(nb, 15)
+    nb.wait_focus(15)
 
 
 def test_a_button_that_is_disabled_leaves_the_focus_in_the_explorer(nb):
     explorer = nb.explorer()
-    before = notebook_state(nb)
+    before = nb.state()
     nb.image_cell(explorer, 5).focus()
-    press(nb, "y")
+    nb.press("y")
     explorer.get_by_role("button", name="Refine (1 yes, 0 no)").wait_for()
     for name in ("Undo", "Last page"):
         button = explorer.get_by_role("button", name=name)
         button.click()
         nb.page.wait_for_function("button => button.disabled", arg=button.element_handle())
         assert explorer.evaluate("root => root.contains(document.activeElement)")
-        press(nb, "d", "d", "a")
-    assert notebook_state(nb) == before
-    press(nb, "ArrowLeft")
-    wait_focus(nb, 840)
+        nb.press("d", "d", "a")
+    assert nb.state() == before
+    nb.press("ArrowLeft")
+    nb.wait_focus(840)
 
 
 def test_the_size_is_kept_and_larger_pictures_are_sharper(nb, artifacts):
@@ -297,8 +245,8 @@ def test_the_size_is_kept_and_larger_pictures_are_sharper(nb, artifacts):
 def test_the_number_of_images_on_a_page(nb):
     explorer = nb.explorer()
     nb.image_cell(explorer, 0).focus()
-    press(nb, "PageDown")
-    wait_focus(nb, 60)
+    nb.press("PageDown")
+    nb.wait_focus(60)
     explorer.get_by_role("combobox", name="Images on a page").select_option("240")
     explorer.locator(".cbw-range", has_text="1\u2013240 of 900").wait_for()
     assert nb.rows_shown(explorer) == list(range(240))
@@ -333,16 +281,16 @@ def test_help_is_a_dialog(nb, artifacts):
     inside = "dialog => dialog.contains(document.activeElement)"
     assert dialog.evaluate(inside)
     for _ in range(6):
-        press(nb, "Tab")
+        nb.press("Tab")
         assert dialog.evaluate(inside)
     for _ in range(3):
-        press(nb, "Shift+Tab")
+        nb.press("Shift+Tab")
         assert dialog.evaluate(inside)
     nb.shot(artifacts, "help", explorer)
-    press(nb, "y", "Escape")
+    nb.press("y", "Escape")
     dialog.wait_for(state="detached")
-    wait_focus(nb, 4)
-    wait_kernel(nb, LABELS, labels())
+    nb.wait_focus(4)
+    nb.wait_value(LABELS, labels())
     explorer.get_by_role("button", name="Help: keys and mouse").click()
     explorer.get_by_role("button", name="Close the help").click()
     dialog.wait_for(state="detached")
@@ -359,7 +307,7 @@ def test_looks(nb, artifacts, theme, width):
     nb.run_cell("session.label(positive=[1, 2, 6], negative=[3, 8])")
     nb.wait_painted(explorer)
     nb.image_cell(explorer, 0).focus()
-    press(nb, "ArrowRight", "Shift+ArrowRight", "Shift+ArrowRight")
+    nb.press("ArrowRight", "Shift+ArrowRight", "Shift+ArrowRight")
     wait_chosen(explorer, 3)
     nb.shot(artifacts, f"grid-{theme}-{width}", explorer)
     assert widest(explorer) <= 0

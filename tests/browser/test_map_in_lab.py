@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -64,22 +63,9 @@ def open_map(nb):
     return explorer
 
 
-def kernel(nb, expression):
-    return json.loads(nb.run_cell(f"print(json.dumps({expression}))"))
-
-
-def wait_kernel(nb, expression, expected):
-    for _ in range(50):
-        value = kernel(nb, expression)
-        if value == expected:
-            return
-        nb.page.wait_for_timeout(100)
-    assert value == expected
-
-
 def spot(nb, explorer, row):
     """Return where on the page the point of a row is, while the whole map is shown."""
-    x, y = kernel(nb, f"catalog.map.positions[catalog.map.places_of([{row}])[0]].tolist()")
+    x, y = nb.value(f"catalog.map.positions[catalog.map.places_of([{row}])[0]].tolist()")
     box = explorer.locator(".cbw-map-canvas").bounding_box()
     side = 0.94 * min(box["width"], box["height"])
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -143,14 +129,14 @@ def test_a_catalog_without_a_map_offers_to_compute_it(nb, artifacts):
     explorer.locator(".cbw-map-progress", has_text="40 %").wait_for()
     nb.shot(artifacts, "map-computing", explorer)
     explorer.get_by_role("button", name="Cancel").click()
-    wait_kernel(nb, "explorer._parts['map']._cancel.is_set()", True)
+    nb.wait_value("explorer._parts['map']._cancel.is_set()", True)
     nb.run_cell("gate.set()")
     explorer.locator(".cbw-remark", has_text="Cancelled").wait_for()
     nb.run_cell("explorer_map.build_map = kept")
     explorer.get_by_role("button", name="Compute the map (about").click()
     explorer.locator(".cbw-map-canvas").wait_for()
     explorer.locator(".cbw-map-count", has_text="900 images").wait_for()
-    assert kernel(nb, "len(catalog.map)") == 900
+    assert nb.value("len(catalog.map)") == 900
     wait_pixels(nb, explorer, PLAIN, True)
 
 
@@ -168,8 +154,8 @@ def test_lasso_labels_as_one_step_and_shows_in_the_grid(nb, explorer, artifacts)
     drag(nb, explorer, LEFT_HALF, shift=True)
     panel = explorer.locator(".cbw-map-lasso")
     panel.wait_for()
-    rows = kernel(nb, "explorer._parts['map']._lasso.tolist()")
-    left = kernel(nb, "catalog.map.rows[catalog.map.positions[:, 0] < 0.49].tolist()")
+    rows = nb.value("explorer._parts['map']._lasso.tolist()")
+    left = nb.value("catalog.map.rows[catalog.map.positions[:, 0] < 0.49].tolist()")
     assert set(left) <= set(rows)
     assert panel.locator("b").inner_text() == f"{len(rows)} images"
 
@@ -186,7 +172,7 @@ def test_lasso_labels_as_one_step_and_shows_in_the_grid(nb, explorer, artifacts)
     panel.get_by_text(f"{len(rows)} yes \u00b7 0 no").wait_for()
     explorer.get_by_role("button", name="Undo").click()
     panel.get_by_text("0 yes \u00b7 0 no").wait_for()
-    assert kernel(nb, "len(session.labels)") == 0
+    assert nb.value("len(session.labels)") == 0
     panel.get_by_role("button", name="Clear").click()
     panel.wait_for(state="detached")
 
@@ -196,11 +182,11 @@ def test_many_images_are_labelled_only_after_a_question(nb, explorer):
     panel = explorer.locator(".cbw-map-lasso", has_text="900 images")
     panel.get_by_role("button", name="No", exact=True).click()
     panel.get_by_text("Mark 900 images no?").wait_for()
-    assert kernel(nb, "len(session.labels)") == 0
+    assert nb.value("len(session.labels)") == 0
     panel.get_by_role("button", name="Keep as they are").click()
     panel.get_by_role("button", name="No", exact=True).click()
     panel.get_by_role("button", name="Mark them").click()
-    wait_kernel(nb, "len(session.labels.negative)", 900)
+    nb.wait_value("len(session.labels.negative)", 900)
 
 
 def test_hover_shows_the_image_and_a_click_zooms_it(nb, explorer, artifacts):
@@ -209,7 +195,7 @@ def test_hover_shows_the_image_and_a_click_zooms_it(nb, explorer, artifacts):
     nb.page.mouse.move(x + 1, y + 1)
     card = explorer.locator(".cbw-map-card", has_text=f"#{row}")
     card.wait_for()
-    caption = kernel(nb, f"catalog.caption({row})")
+    caption = nb.value(f"catalog.caption({row})")
     card.locator(".cbw-map-caption", has_text=caption).wait_for()
     card.locator("img").wait_for()
     nb.shot(artifacts, "map-hover", explorer)  # scrolls
@@ -217,10 +203,10 @@ def test_hover_shows_the_image_and_a_click_zooms_it(nb, explorer, artifacts):
     nb.page.mouse.move(x + 1, y + 1)
     card.wait_for()
     nb.page.mouse.click(x + 1, y + 1)
-    wait_kernel(nb, "explorer.zoom.get('row')", row)
+    nb.wait_value("explorer.zoom.get('row')", row)
     explorer.get_by_role("dialog").wait_for()
     nb.page.keyboard.press("Escape")
-    wait_kernel(nb, "explorer.zoom.get('row')", None)
+    nb.wait_value("explorer.zoom.get('row')", None)
 
 
 def test_keyboard_moves_zooms_and_picks(nb, explorer):
@@ -235,7 +221,7 @@ def test_keyboard_moves_zooms_and_picks(nb, explorer):
     nb.page.keyboard.press("l")
     panel = explorer.locator(".cbw-map-lasso b")
     panel.wait_for()
-    n_view = kernel(nb, "len(explorer._parts['map']._lasso)")
+    n_view = nb.value("len(explorer._parts['map']._lasso)")
     assert 0 < n_view < 900
     assert panel.inner_text() == f"{n_view} image" + ("s" if n_view > 1 else "")
     nb.page.keyboard.press("Escape")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +88,6 @@ def search(explorer, text):
     explorer.locator(".cbw-headline", has_text=f"to \u201c{text}\u201d").wait_for()
 
 
-def kernel_json(nb, expression):
-    return json.loads(nb.run_cell(f"import json; print(json.dumps({expression}))"))
-
-
 def picture(colour):
     file = io.BytesIO()
     Image.new("RGB", (40, 30), colour).save(file, "PNG")
@@ -134,7 +129,7 @@ def test_phrases_are_shown_as_they_were_understood(nb, artifacts):
         ["+", "with", "boat", "\u00d72"],
         ["\u2212", "without", "old <b>shoe</b>", "\u00d70.5"],
     ]
-    assert nb.rows_shown(explorer) == kernel_json(nb, "session.hits.rows[:60].tolist()")
+    assert nb.rows_shown(explorer) == nb.value("session.hits.rows[:60].tolist()")
     nb.shot(artifacts, "query-phrases", explorer)
     field_of(explorer).fill("-bird")
     field_of(explorer).press("Enter")
@@ -168,8 +163,7 @@ def test_former_searches_by_keyboard_and_mouse(nb, artifacts):
     options.filter(has_text="tree").click()
     explorer.locator(".cbw-headline", has_text="to \u201c<b>tree</b>\u201d").wait_for()
     assert [
-        event["action"]
-        for event in kernel_json(nb, "[{'action': e.action} for e in session.history]")
+        event["action"] for event in nb.value("[{'action': e.action} for e in session.history]")
     ] == ["search"] * 6
 
 
@@ -188,7 +182,7 @@ def test_a_dropped_or_pasted_image_is_searched_by(nb, artifacts, event):
     chip.wait_for()
     assert chip.inner_text() == "image <b>my blue.png"
     chip.locator("img").wait_for()
-    assert nb.rows_shown(explorer) == kernel_json(nb, "session.hits.rows[:60].tolist()")
+    assert nb.rows_shown(explorer) == nb.value("session.hits.rows[:60].tolist()")
     assert "blue fish" in nb.image_cell(explorer, 0).locator(".cbw-caption").inner_text()
     nb.wait_painted(explorer)
     nb.shot(artifacts, f"query-image-{event}", explorer)
@@ -196,7 +190,7 @@ def test_a_dropped_or_pasted_image_is_searched_by(nb, artifacts, event):
     field_of(explorer).press("ArrowUp")
     field_of(explorer).press("Enter")
     chip.wait_for()
-    assert kernel_json(nb, "session.query.kind") == "image"
+    assert nb.value("session.query.kind") == "image"
 
 
 def test_an_image_from_the_file_chooser_comes_in_pieces(nb):
@@ -224,7 +218,7 @@ def test_what_is_no_image_is_told(nb):
     send_file(explorer, "paste", "notes.txt", b"text", "text/plain")
     alert.filter(has_text="Expected an image to search by, got notes.txt").wait_for()
     explorer.get_by_role("button", name="Dismiss the message").click()
-    assert kernel_json(nb, "len(session.history)") == 0
+    assert nb.value("len(session.history)") == 0
 
 
 def test_images_like_those_marked_yes(nb):
@@ -268,7 +262,7 @@ def test_filters_of_every_kind(nb, artifacts):
     chips.nth(4).wait_for()
     passes(explorer, len(expected))
     assert nb.rows_shown(explorer) == expected
-    assert kernel_json(nb, "session.filters") == {
+    assert nb.value("session.filters") == {
         "caption": "BIRD",
         "group": ["<i>sights</i>", "food"],
         "sold": False,
@@ -276,8 +270,8 @@ def test_filters_of_every_kind(nb, artifacts):
         "taken": [None, "2021-12-31"],
     }
     search(explorer, "red bird")
-    assert nb.rows_shown(explorer) == kernel_json(nb, "session.hits.rows[:60].tolist()")
-    assert kernel_json(nb, "bool(session.passing[session.hits.rows].all())")
+    assert nb.rows_shown(explorer) == nb.value("session.hits.rows[:60].tolist()")
+    assert nb.value("bool(session.passing[session.hits.rows].all())")
     nb.shot(artifacts, "query-filters", explorer)
     explorer.get_by_role("button", name="Remove the filter on caption").click()
     chips.nth(4).wait_for(state="detached")
@@ -334,7 +328,7 @@ def test_what_is_being_typed_survives_the_answer_to_another_filter(nb):
     caption.press_sequentially("sh")
     caption.press("Enter")
     explorer.get_by_role("list", name="Filters").get_by_text("caption contains 'fish'").wait_for()
-    assert kernel_json(nb, "session.filters") == {"caption": "fish", "sold": True}
+    assert nb.value("session.filters") == {"caption": "fish", "sold": True}
     explorer.get_by_role("button", name="Remove the filter on caption").click()
     passes(explorer, 300)
     assert caption.input_value() == ""

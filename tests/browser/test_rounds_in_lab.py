@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-TESTS = Path(__file__).parents[1]
-SETUP = """
-import json, sys, tempfile, pathlib
-sys.path.insert(0, {tests!r})
-from word_encoder import WordEncoder
-from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.explorer import Explorer
-from clipbranches_widget.session import Session
-catalog = Catalog.open({catalog!r})
-words = catalog.items.column("caption").to_pylist()
-birds = [row for row, text in enumerate(words) if " bird " in text]
-fishes = [row for row, text in enumerate(words) if " fish " in text]
-"""
 NEW_SESSION = """
 path = pathlib.Path(tempfile.mkdtemp()) / "session.jsonl"
 session = Session(catalog, path, encoder=WordEncoder())
@@ -31,9 +15,8 @@ for n in range(3):
 
 
 @pytest.fixture(scope="module")
-def shared(open_shared_notebook, word_catalog):
-    setup = SETUP.format(tests=str(TESTS), catalog=str(word_catalog))
-    return open_shared_notebook([setup, NEW_SESSION, "explorer = Explorer(session)\nexplorer"])
+def shared(open_shared_notebook, word_setup):
+    return open_shared_notebook([word_setup, NEW_SESSION, "explorer = Explorer(session)\nexplorer"])
 
 
 @pytest.fixture
@@ -61,24 +44,10 @@ def card(rounds, number):
     return rounds.locator(".cbw-round").nth(number - 1)
 
 
-def kernel_json(nb, expression):
-    return json.loads(nb.run_cell(f"print(json.dumps({expression}))"))
-
-
-def wait_kernel(nb, expression, expected):
-    """Wait until an expression in the kernel has a value; clicks arrive after the browser."""
-    for _ in range(100):
-        value = kernel_json(nb, expression)
-        if value == expected:
-            return
-        nb.page.wait_for_timeout(50)
-    assert value == expected
-
-
 def compared(nb, before, after):
     """Return the rows gained and lost, from the kernel."""
     found = f"session.compare({before}, {after})"
-    return kernel_json(nb, f"[{found}.gained.tolist(), {found}.lost.tolist()]")
+    return nb.value(f"[{found}.gained.tolist(), {found}.lost.tolist()]")
 
 
 def thumbs(rounds, part):
@@ -88,7 +57,7 @@ def thumbs(rounds, part):
 
 
 def test_the_timeline_counts_every_round(nb, rounds):
-    found = kernel_json(nb, "[[r.n_rows, r.n_yes, r.n_no] for r in session.rounds]")
+    found = nb.value("[[r.n_rows, r.n_yes, r.n_no] for r in session.rounds]")
     for number, (n_rows, n_yes, n_no) in enumerate(found, start=1):
         said = " ".join(card(rounds, number).inner_text().split())
         assert said.startswith(f"Round {number}")
@@ -111,7 +80,7 @@ def test_a_click_shows_what_was_gained_and_lost(nb, rounds):
     assert len(lost) > 60
     card(rounds, 2).click()
     rounds.get_by_text("Round 2 against round 1").wait_for()
-    rounds.locator(".cbw-part-lost").wait_for()
+    rounds.locator(".cbw-part-lost .cbw-thumb").nth(59).wait_for()
     assert thumbs(rounds, "gained") == (min(len(gained), 60), f"{len(gained):,}")
     assert thumbs(rounds, "lost") == (60, f"{len(lost):,}")
     nb.wait_painted(rounds)
@@ -137,19 +106,19 @@ def test_a_click_shows_at_once_while_the_kernel_is_busy(nb, rounds):
 
 def test_going_back_and_branching_off(nb, rounds):
     explorer = nb.explorer()
-    labels = kernel_json(nb, "session.labels.to_dict()")
+    labels = nb.value("session.labels.to_dict()")
     card(rounds, 3).click()
     assert rounds.get_by_role("button", name="Go back to this round").is_disabled()
     card(rounds, 1).click()
     rounds.get_by_text("Round 1, a first round").wait_for()
     rounds.get_by_role("button", name="Go back to this round").click()
     card(rounds, 1).get_by_text("here").wait_for()
-    assert kernel_json(nb, "session.labels.to_dict()") == {
+    assert nb.value("session.labels.to_dict()") == {
         "positive": sorted(labels["positive"])[:3],
         "negative": sorted(labels["negative"])[:4],
     }
     explorer.get_by_role("button", name="Refine (3 yes, 4 no)").wait_for()
-    assert nb.rows_shown(explorer) == kernel_json(nb, "session.round(1).rows[:60].tolist()")
+    assert nb.rows_shown(explorer) == nb.value("session.round(1).rows[:60].tolist()")
     nb.image_cell(explorer, 59).get_by_role("button", name="Mark no").click()
     explorer.get_by_role("button", name="Refine (3 yes, 5 no)").click()
     card(rounds, 4).get_by_text("from 1").wait_for()
@@ -159,7 +128,7 @@ def test_going_back_and_branching_off(nb, rounds):
     explorer.get_by_role("button", name="Undo", exact=True).click()
     explorer.get_by_role("button", name="Undo", exact=True).click()
     card(rounds, 3).get_by_text("here").wait_for()
-    wait_kernel(nb, "session.labels.to_dict()", labels)
+    nb.wait_value("session.labels.to_dict()", labels)
 
 
 def test_the_keyboard_and_the_names(nb, rounds):
@@ -175,7 +144,7 @@ def test_the_keyboard_and_the_names(nb, rounds):
     rounds.locator(".cbw-part-lost").wait_for()
     rounds.locator(".cbw-thumb").first.focus()
     nb.page.keyboard.press("Enter")
-    wait_kernel(nb, "explorer.zoom.get('row') is not None", True)
+    nb.wait_value("explorer.zoom.get('row') is not None", True)
     nb.page.keyboard.press("Escape")
 
 

@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-TESTS = Path(__file__).parents[1]
-SETUP = """
-import json, sys, tempfile, pathlib
-sys.path.insert(0, {tests!r})
-from word_encoder import WordEncoder
-from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.explorer import Explorer
-from clipbranches_widget.session import Session
-catalog = Catalog.open({catalog!r})
-words = catalog.items.column("caption").to_pylist()
-birds = [row for row, text in enumerate(words) if " bird " in text]
-fishes = [row for row, text in enumerate(words) if " fish " in text]
-"""
 NEW_SESSION = """
 path = pathlib.Path(tempfile.mkdtemp()) / "session.jsonl"
 session = Session(catalog, path, encoder=WordEncoder())
@@ -30,9 +14,8 @@ session.refine()
 
 
 @pytest.fixture(scope="module")
-def shared(open_shared_notebook, word_catalog):
-    setup = SETUP.format(tests=str(TESTS), catalog=str(word_catalog))
-    return open_shared_notebook([setup, NEW_SESSION, "explorer = Explorer(session)\nexplorer"])
+def shared(open_shared_notebook, word_setup):
+    return open_shared_notebook([word_setup, NEW_SESSION, "explorer = Explorer(session)\nexplorer"])
 
 
 @pytest.fixture
@@ -56,20 +39,6 @@ def rules(nb):
     return panel
 
 
-def kernel_json(nb, expression):
-    return json.loads(nb.run_cell(f"print(json.dumps({expression}))"))
-
-
-def wait_kernel(nb, expression, expected):
-    """Wait until an expression in the kernel has a value; clicks arrive after the browser."""
-    for _ in range(100):
-        value = kernel_json(nb, expression)
-        if value == expected:
-            return
-        nb.page.wait_for_timeout(50)
-    assert value == expected
-
-
 def button(where, name):
     return where.get_by_role("button", name=name, exact=True)
 
@@ -79,8 +48,7 @@ def text_of(rule):
 
 
 def test_each_rule_tells_what_it_found(nb, rules):
-    result = kernel_json(
-        nb,
+    result = nb.value(
         "[[b.text[:50], b.n_rows, int((session.result.branch_ids == b.id).sum()), b.n_positive,"
         " b.n_negative, list(b.example_rows), b.box is not None] for b in session.result.branches]",
     )
@@ -100,20 +68,20 @@ def test_each_rule_tells_what_it_found(nb, rules):
 
 def test_a_click_on_an_example_zooms(nb, rules):
     rules.locator(".cbw-thumb").first.click()
-    row = kernel_json(nb, "session.result.branches[0].example_rows[0]")
-    wait_kernel(nb, "explorer.zoom.get('row')", row)
+    row = nb.value("session.result.branches[0].example_rows[0]")
+    nb.wait_value("explorer.zoom.get('row')", row)
     nb.page.keyboard.press("Escape")
-    wait_kernel(nb, "explorer.zoom.get('row')", None)
+    nb.wait_value("explorer.zoom.get('row')", None)
 
 
 def test_switching_off_and_on_changes_the_matches(nb, rules):
     explorer = nb.explorer()
-    before = kernel_json(nb, "session.result.rows.tolist()")
+    before = nb.value("session.result.rows.tolist()")
     first = rules.locator("li").first
     button(first, "Switch off rule R1").click()
     first.locator(".cbw-rule-state", has_text="off").wait_for()
-    wait_kernel(nb, "session.result.branches[0].state", "off")
-    after = kernel_json(nb, "session.result.rows.tolist()")
+    nb.wait_value("session.result.branches[0].state", "off")
+    after = nb.value("session.result.rows.tolist()")
     assert len(after) < len(before)
     explorer.locator(".cbw-headline", has_text=f"{len(after):,} matching").wait_for()
     assert nb.rows_shown(explorer) == after[:60]
@@ -138,16 +106,16 @@ def test_the_wish_shows_before_the_kernel_answers(nb, rules):
     assert first.locator(".cbw-rule-state").inner_text().strip() == "pinned"
     assert second.locator(".cbw-rule-state").inner_text().strip() == "off"
     assert rules.locator("li").count() > 2
-    wait_kernel(nb, "[b.state for b in session.result.branches[:2]]", ["pinned", "off"])
-    wait_kernel(nb, "explorer.rules['branches'][1]['state']", "off")
+    nb.wait_value("[b.state for b in session.result.branches[:2]]", ["pinned", "off"])
+    nb.wait_value("explorer.rules['branches'][1]['state']", "off")
     assert first.locator(".cbw-rule-state").inner_text().strip() == "pinned"
     button(first, "Unpin rule R1").click()
-    wait_kernel(nb, "[b.state for b in session.result.branches[:2]]", ["on", "off"])
+    nb.wait_value("[b.state for b in session.result.branches[:2]]", ["on", "off"])
 
 
 def test_only_the_matches_of_a_rule_and_all_again(nb, rules):
     explorer = nb.explorer()
-    rows = kernel_json(nb, "session.result.rows[session.result.branch_ids == 1].tolist()")
+    rows = nb.value("session.result.rows[session.result.branch_ids == 1].tolist()")
     button(rules, "Show only the matches of rule R2").click()
     explorer.locator(".cbw-headline", has_text="found by rule R2").wait_for()
     assert nb.rows_shown(explorer) == rows[:60]
@@ -164,7 +132,7 @@ def test_only_the_matches_of_a_rule_and_all_again(nb, rules):
 def test_a_rule_is_copied(nb, rules, kind, method):
     nb.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     button(rules, f"Copy rule R1 as {kind}").click()
-    expected = kernel_json(nb, f"session.result.branches[0].{method}()")
+    expected = nb.value(f"session.result.branches[0].{method}()")
     rules.locator("li").first.locator(".mdi-check").last.wait_for()
     assert nb.page.evaluate("navigator.clipboard.readText()") == expected
 
@@ -176,7 +144,7 @@ def test_where_copying_is_not_allowed_the_text_is_selected(nb, rules):
     button(rules, "Copy rule R1 as SQL").click()
     field = rules.get_by_role("textbox")
     field.wait_for()
-    assert field.input_value() == kernel_json(nb, "session.result.branches[0].to_sql()")
+    assert field.input_value() == nb.value("session.result.branches[0].to_sql()")
     chosen = "field => field.value.slice(field.selectionStart, field.selectionEnd)"
     assert field.evaluate(chosen) == field.input_value()
     assert field.evaluate("field => field === document.activeElement")
@@ -188,17 +156,17 @@ def test_where_copying_is_not_allowed_the_text_is_selected(nb, rules):
 def test_the_keyboard_reaches_every_control(nb, rules):
     button(rules, "Switch off rule R1").focus()
     nb.page.keyboard.press("Enter")
-    wait_kernel(nb, "session.result.branches[0].state", "off")
+    nb.wait_value("session.result.branches[0].state", "off")
     nb.page.keyboard.press("Tab")
     nb.page.keyboard.press("Space")
-    wait_kernel(nb, "session.result.branches[0].state", "pinned")
+    nb.wait_value("session.result.branches[0].state", "pinned")
 
 
 def test_looks(nb, rules, artifacts):
     explorer = nb.explorer()
     button(rules, "Pin rule R1").click()
     button(rules, "Switch off rule R2").click()
-    wait_kernel(nb, "[b.state for b in session.result.branches[:2]]", ["pinned", "off"])
+    nb.wait_value("[b.state for b in session.result.branches[:2]]", ["pinned", "off"])
     button(rules, "Show only the matches of rule R1").click()
     explorer.locator(".cbw-headline", has_text="found by rule R1").wait_for()
     for theme, width in (("Light", 1280), ("Dark", 1280), ("Dark", 852), ("Light", 852)):

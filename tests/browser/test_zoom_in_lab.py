@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-TESTS = Path(__file__).parents[1]
-SETUP = """
-import pathlib, sys, tempfile
-sys.path.insert(0, {tests!r})
-from word_encoder import WordEncoder
-from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.explorer import Explorer
-from clipbranches_widget.session import Session
-catalog = Catalog.open({catalog!r})
-"""
 NEW_SESSION = """
 path = pathlib.Path(tempfile.mkdtemp()) / "session.jsonl"
 session = Session(catalog, path, encoder=WordEncoder())
@@ -25,9 +12,8 @@ explorer = Explorer(session)
 
 
 @pytest.fixture(scope="module")
-def shared(open_shared_notebook, word_catalog):
-    setup = SETUP.format(tests=str(TESTS), catalog=str(word_catalog))
-    return open_shared_notebook([setup, NEW_SESSION, "explorer"])
+def shared(open_shared_notebook, word_setup):
+    return open_shared_notebook([word_setup, NEW_SESSION, "explorer"])
 
 
 @pytest.fixture
@@ -41,44 +27,6 @@ def nb(shared):
     shared.wait_painted(shared.explorer())
     yield shared
     assert shared.console == []
-
-
-def wait_kernel(nb, expression, expected):
-    """Wait until an expression in the kernel has a value; clicks arrive after the browser."""
-    for _ in range(50):
-        value = json.loads(nb.run_cell(f"import json; print(json.dumps({expression}))"))
-        if value == expected:
-            return
-        nb.page.wait_for_timeout(100)
-    assert value == expected
-
-
-def wait_focus(nb, row):
-    """Wait until the cell of a row has the focus."""
-    nb.page.wait_for_function(
-        "row => document.activeElement?.dataset?.row === String(row)", arg=row
-    )
-
-
-def notebook_state(nb):
-    """Return what JupyterLab's keys would change."""
-    return nb.page.evaluate(
-        """() => {
-            const { content } = window.jupyterapp.shell.currentWidget;
-            return {
-                cells: content.widgets.map(cell => [
-                    cell.model.type, cell.model.sharedModel.source, cell.model.executionCount ?? 0,
-                ]),
-                active: content.activeCellIndex,
-                mode: content.mode,
-            };
-        }"""
-    )
-
-
-def press(nb, *keys):
-    for key in keys:
-        nb.page.keyboard.press(key)
 
 
 def wait_zoomed(nb, explorer, row):
@@ -99,7 +47,7 @@ def wait_zoomed(nb, explorer, row):
 
 def open_zoom(nb, explorer, number):
     nb.image_cell(explorer, number).focus()
-    press(nb, "Space")
+    nb.press("Space")
     return wait_zoomed(nb, explorer, nb.rows_shown(explorer)[number])
 
 
@@ -124,42 +72,42 @@ def test_space_zooms_and_escape_returns_to_the_image(nb):
     facts = facts_of(dialog)
     assert facts["row"] == "7"
     assert facts["uri"].endswith("7.png")
-    press(nb, "Escape")
+    nb.press("Escape")
     dialog.wait_for(state="detached")
-    wait_focus(nb, 7)
+    nb.wait_focus(7)
     open_zoom(nb, explorer, 8)
-    press(nb, "Space")
+    nb.press("Space")
     dialog.wait_for(state="detached")
-    wait_focus(nb, 8)
+    nb.wait_focus(8)
 
 
 def test_the_page_behind_follows_through_the_ranking(nb):
     explorer = nb.explorer()
     dialog = open_zoom(nb, explorer, 58)
-    press(nb, "ArrowRight", "ArrowRight", "ArrowRight")
+    nb.press("ArrowRight", "ArrowRight", "ArrowRight")
     wait_zoomed(nb, explorer, 61)
     explorer.locator(".cbw-range", has_text="61\u2013120 of 900").wait_for()
-    press(nb, "ArrowLeft")
+    nb.press("ArrowLeft")
     wait_zoomed(nb, explorer, 60)
-    press(nb, "Escape")
+    nb.press("Escape")
     dialog.wait_for(state="detached")
-    wait_focus(nb, 60)
+    nb.wait_focus(60)
 
 
 def test_labels_in_the_zoom(nb):
     explorer = nb.explorer()
     dialog = open_zoom(nb, explorer, 3)
-    press(nb, "y")
+    nb.press("y")
     wait_zoomed(nb, explorer, 4)
-    press(nb, "n")
+    nb.press("n")
     wait_zoomed(nb, explorer, 5)
     dialog.get_by_role("button", name="Yes").click()
     assert dialog.get_by_role("button", name="Yes").get_attribute("aria-pressed") == "true"
-    wait_kernel(nb, LABELS, {"positive": [3, 5], "negative": [4]})
+    nb.wait_value(LABELS, {"positive": [3, 5], "negative": [4]})
     dialog.get_by_role("button", name="None").click()
-    wait_kernel(nb, LABELS, {"positive": [3], "negative": [4]})
-    press(nb, "z")
-    wait_kernel(nb, LABELS, {"positive": [3, 5], "negative": [4]})
+    nb.wait_value(LABELS, {"positive": [3], "negative": [4]})
+    nb.press("z")
+    nb.wait_value(LABELS, {"positive": [3, 5], "negative": [4]})
     dialog.get_by_role("button", name="Close the zoom").click()
     dialog.wait_for(state="detached")
     assert nb.image_cell(explorer, 3).locator(".cbw-chip").inner_text().strip() == "yes"
@@ -168,7 +116,7 @@ def test_labels_in_the_zoom(nb):
 def test_the_mouse_zooms_but_not_on_tags(nb):
     explorer = nb.explorer()
     nb.image_cell(explorer, 2).locator(".cbw-chip").dblclick()
-    wait_kernel(nb, LABELS, {"positive": [], "negative": [2]})
+    nb.wait_value(LABELS, {"positive": [], "negative": [2]})
     assert explorer.get_by_role("dialog").count() == 0
     nb.image_cell(explorer, 2).locator(".cbw-picture").dblclick()
     dialog = wait_zoomed(nb, explorer, 2)
@@ -190,18 +138,18 @@ def test_a_lost_image_is_told(nb, artifacts):
 
 def test_the_focus_stays_and_no_key_reaches_the_notebook(nb):
     explorer = nb.explorer()
-    before = notebook_state(nb)
+    before = nb.state()
     dialog = open_zoom(nb, explorer, 0)
     inside = "dialog => dialog.contains(document.activeElement)"
     assert dialog.evaluate(inside)
     for key in ["Tab"] * 10 + ["Shift+Tab"] * 12:
-        press(nb, key)
+        nb.press(key)
         assert dialog.evaluate(inside)
     dialog.get_by_role("button", name="Previous image").click(force=True)  # there is none
     assert dialog.evaluate(inside)
-    press(nb, "d", "d", "a", "b", "x", "m", "Shift+Enter", "/", "PageDown", "Home")
+    nb.press("d", "d", "a", "b", "x", "m", "Shift+Enter", "/", "PageDown", "Home")
     assert dialog.evaluate(inside)
-    assert notebook_state(nb) == before
+    assert nb.state() == before
     wait_zoomed(nb, explorer, 0)
 
 
@@ -210,11 +158,11 @@ def test_a_hostile_caption_is_text(nb):
     dialog = open_zoom(nb, explorer, 0)
     title = dialog.locator(".cbw-zoom-title")
     assert title.inner_text() == '<img src=x onerror="window.cbw_hacked = true">'
-    press(nb, "ArrowRight", "ArrowRight")
+    nb.press("ArrowRight", "ArrowRight")
     wait_zoomed(nb, explorer, 2)
     assert len(facts_of(dialog)["caption"]) == 5000
     assert dialog.evaluate("dialog => dialog.scrollWidth <= dialog.clientWidth")
-    press(nb, "ArrowRight")
+    nb.press("ArrowRight")
     wait_zoomed(nb, explorer, 3)
     assert title.inner_text().startswith("{{ constructor")
     assert not nb.page.evaluate("Boolean(window.cbw_hacked)")
@@ -257,7 +205,7 @@ def test_looks(nb, artifacts, theme, width):
     explorer.locator(".cbw-headline", has_text="of the catalog scored").wait_for()
     nb.wait_painted(explorer)
     nb.image_cell(explorer, 0).focus()
-    press(nb, "Space")
+    nb.press("Space")
     row = nb.rows_shown(explorer)[0]
     nb.page.wait_for_function(
         "root => root.querySelector('.cbw-zoom-stage')?.ariaBusy === 'false'",
