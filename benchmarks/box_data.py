@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,14 +84,50 @@ def build(
     return SortedColumns.open(folder, n_columns=model.n_columns, n_rows=n_rows), figures
 
 
+@dataclass(frozen=True)
+class LightRows:
+    """What `refine.learn` asks of a `Catalog`: n rows, none of them removed."""
+
+    n_present: int
+    removed_rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.n_present
+
+
+@dataclass(frozen=True)
+class LightColumns:
+    """What `refine.learn` asks of a `ColumnModel`."""
+
+    n_columns: int
+
+
 class LightIndex:
-    """What `refine.learn` asks of a `CatalogIndex`, on plain arrays; nearest rows are exact."""
+    """What `refine.learn` asks of an `Index`, on plain arrays; nearest rows are exact."""
 
     def __init__(self, embeddings: NDArray[np.float16], columns: ColumnIndex) -> None:
         self._embeddings = embeddings
         self._found: dict[tuple[bytes, int], tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
-        self.catalog = range(len(embeddings))
+        self.catalog = LightRows(len(embeddings))
         self.columns = columns
+        self.model = LightColumns(columns.shards[0].n_columns)
+
+    def present(self, labels: LabelSet) -> tuple[LabelSet, int]:
+        """Return the labels, and how many are of removed rows: none."""
+        return labels, 0
+
+    def nearest_of_each(
+        self, wanted: Sequence[tuple[NDArray[np.floating], int]]
+    ) -> list[NDArray[np.int64]]:
+        """Return the k rows nearest to each of several (vector, k)."""
+        return [self.nearest(vector, k)[0] for vector, k in wanted]
+
+    def sampled(
+        self, teacher: Teacher, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Return a teacher's logits of `rows`, and their codes."""
+        return teacher.logits(self.embeddings(rows)), self.columns.codes(rows)
 
     def embeddings(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the embeddings of `rows`, in their order."""
