@@ -7,7 +7,6 @@ arrays: some 300 MB in 80 rounds. A thread that is kept stays with its arena.
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +29,7 @@ def start(name: str, work: Callable[[], T]) -> Future[T]:
     name : str
         What the thread is for. Work that needs much memory should have a name of its own.
     work : callable
-        Runs with the caller's context variables.
+        Runs without the caller's context variables.
 
     Returns
     -------
@@ -45,4 +44,4 @@ def start(name: str, work: Callable[[], T]) -> Future[T]:
     with _lock:
         if name not in _executors:
             _executors[name] = ThreadPoolExecutor(MAX_AT_ONCE, name)
-        return _executors[name].submit(contextvars.copy_context().run, work)
+        return _executors[name].submit(work)

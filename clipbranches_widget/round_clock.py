@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
+from functools import partial
 from threading import Event
 from types import MappingProxyType
 from typing import TypeVar
@@ -66,7 +68,7 @@ def run_until(cancel: Event | None, work: Callable[[], T]) -> T:
     """
     if cancel is None:
         return work()
-    done = start("clipbranches-round", work)
+    done = start("clipbranches-round", partial(contextvars.copy_context().run, work))
     while not wait([done], timeout=_LOOK_EVERY_S).done:
         if cancel.is_set():
             raise _cancelled()
