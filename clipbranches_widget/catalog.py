@@ -25,24 +25,21 @@ reads only a bounded sample of each; `Catalog.verify` reads everything.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any
 
 from clipbranches_widget.catalog_map import CatalogMap, current_map
+from clipbranches_widget.catalog_rows import CatalogRows
+from clipbranches_widget.catalog_store import folder_at
+from clipbranches_widget.cluster_client import check_client
 from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import (
     CatalogCorruptError,
     CatalogNotFoundError,
     EncoderError,
     ImageReadError,
-    QueryError,
 )
 from clipbranches_widget.file_lock import hold
 from clipbranches_widget.images import read_image, resolve
@@ -55,10 +52,7 @@ from clipbranches_widget.integrity import (
     pieces,
     read_manifest,
 )
-from clipbranches_widget.manifest import Manifest
 from clipbranches_widget.remote import scheme
-from clipbranches_widget.removed_rows import nth_present, read_removed, without
-from clipbranches_widget.shard import Shard
 from clipbranches_widget.thumbnails import (
     THUMBNAIL_PX,
     ThumbnailCache,
@@ -68,14 +62,13 @@ from clipbranches_widget.thumbnails import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from distributed import Client
     from PIL import Image
 
     from clipbranches_widget.encoder import Encoder
 
-T = TypeVar("T")
 
-
-class Catalog:
+class Catalog(CatalogRows):
     """Images with their embeddings and indexes, read-only. Create it with `Catalog.open`.
 
     Safe to use from several threads. Two objects opened on the same folder are independent, and
@@ -89,31 +82,25 @@ class Catalog:
     shards : tuple of Shard
     removed_rows : (m,) int64
         Rows that `remove` hid, ascending.
+    client : distributed.Client or None
+        Of the cluster whose workers search it; None: this process does.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.shards: tuple[Shard, ...] = tuple(
-            Shard(number, path / entry.folder, entry.first_row, entry.n_rows, manifest.dim)
-            for number, entry in enumerate(manifest.shards)
-        )
-        self._first_rows = np.array([s.first_row for s in self.shards], dtype=np.int64)
-        removed = manifest.removed_file
-        self.removed_rows: NDArray[np.int64] = (
-            np.empty(0, dtype=np.int64)
-            if removed is None
-            else read_removed(path / removed, manifest.n_rows)
-        )
-        self._opened: dict[Hashable, Any] = {}
-        self._lock = threading.RLock()
-
     @classmethod
-    def open(cls, path: str | Path) -> Catalog:
+    def open(cls, path: str | Path, *, client: Client | None = None) -> Catalog:
         """Open a catalog folder and check that its pieces belong together.
 
         Existence, size, a sampled fingerprint and the header of every file are checked, at a
         cost of at most 4 MiB read per file. `verify` reads everything.
+
+        Parameters
+        ----------
+        path
+            The folder, or its URL, such as ``s3://bucket/photos.cbcat``: it is fetched once into
+            the user's cache folder, and again what is new when the catalog there has grown.
+        client : distributed.Client, optional
+            Of a Dask cluster whose machines have the folder at the same path: its workers keep
+            the shards open and search them, and only results move. The answers are the same.
 
         Raises
         ------
@@ -122,8 +109,12 @@ class Catalog:
         CatalogCorruptError
             A piece is missing, damaged or belongs to another catalog, or the format is newer;
             the message names the piece and the repair.
+        ClusterError
+            `client` is none, or is closed.
         """
-        folder = Path(path).expanduser().absolute()
+        if client is not None:
+            check_client(client)
+        folder = folder_at(path)
         if not (folder / MANIFEST_FILE).is_file():
             raise CatalogNotFoundError(
                 f"expected a catalog (a folder with {MANIFEST_FILE}) at {folder}, found "
@@ -135,7 +126,7 @@ class Catalog:
             held = [hold(folder / entry.folder / ITEMS_FILE) for entry in manifest.shards]
             try:
                 check_catalog(folder, manifest)
-                catalog = cls(folder, manifest)
+                catalog = cls(folder, manifest, client)
             except CatalogCorruptError:
                 _let_go(held)
                 newer = read_manifest(folder)
@@ -149,42 +140,12 @@ class Catalog:
                 weakref.finalize(catalog, _let_go, held)
                 return catalog
 
-    def __len__(self) -> int:
-        """Return the number of row ids: all rows, removed ones included; see `n_present`."""
-        return self.manifest.n_rows
-
-    @property
-    def n_present(self) -> int:
-        """Number of rows that are not removed."""
-        return len(self) - len(self.removed_rows)
-
-    @cached_property
-    def is_present(self) -> NDArray[np.bool_]:
-        """Which rows are not removed, (n,) bool, read-only."""
-        mask = np.ones(len(self), dtype=np.bool_)
-        mask[self.removed_rows] = False
-        mask.flags.writeable = False
-        return mask
-
-    def present_rows(self) -> NDArray[np.int64]:
-        """Return the rows that are not removed, ascending, (n_present,) int64."""
-        return nth_present(np.arange(self.n_present, dtype=np.int64), self.removed_rows)
-
-    def without_removed(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return those of `rows` that are not removed, in their order."""
-        return without(rows, self.removed_rows)
-
     def __repr__(self) -> str:
         """Return one line: path, size, model."""
         model = self.encoder_info.model or "no encoder"
         shards = "1 shard" if len(self.shards) == 1 else f"{len(self.shards)} shards"
         size = f"{self.n_present:,} images"
         return f"<Catalog {self.path.name}: {size}, {model} ({self.dim}-d), {shards}>"
-
-    @property
-    def dim(self) -> int:
-        """Length of an embedding."""
-        return self.manifest.dim
 
     @property
     def encoder_info(self) -> EncoderInfo:
@@ -195,15 +156,6 @@ class Catalog:
     def column_model_hash(self) -> str:
         """Name of the column model that the column index was built with."""
         return self.manifest.column_model_hash
-
-    @cached_property
-    def items(self) -> pa.Table:
-        """One line per row id, removed ones included; see the module docstring for the columns."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        files = [shard.file(ITEMS_FILE) for shard in self.shards]
-        return pa.concat_tables(pq.read_table(file, memory_map=True) for file in files)
 
     @cached_property
     def skipped(self) -> pa.Table:
@@ -228,15 +180,6 @@ class Catalog:
             return found
         present = found  # for the closure: a map that is there
         return self.opened(("present map", found.name), lambda: present.without(self.removed_rows))
-
-    @cached_property
-    def embeddings(self) -> NDArray[np.float16]:
-        """All embeddings, (n, dim) float16, read-only: a memory map for one shard, else a copy."""
-        if len(self.shards) == 1:
-            return self.shards[0].embeddings
-        joined = np.concatenate([shard.embeddings for shard in self.shards])
-        joined.flags.writeable = False
-        return joined
 
     def info(self) -> dict[str, Any]:
         """Return what there is to know about the catalog, as plain values."""
@@ -271,35 +214,6 @@ class Catalog:
             The first file that differs, by name. Cost: the whole catalog is read.
         """
         check_content(self.path, read_manifest(self.path))
-
-    def check_rows(self, rows: ArrayLike) -> NDArray[np.int64]:
-        """Return `rows` as a 1-D int64 array of valid row ids, in the order given.
-
-        Raises
-        ------
-        QueryError
-            Not integers, or outside ``0 <= row < len(catalog)``; the message names them.
-        """
-        array = np.atleast_1d(np.asarray(rows))
-        if array.size == 0:
-            return np.empty(0, dtype=np.int64)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise QueryError(f"expected row ids (integers), got {_shown(array.ravel())}")
-        outside = array[(array < 0) | (array >= len(self))]
-        if outside.size:
-            raise QueryError(
-                f"expected row ids from 0 to {len(self) - 1}, got {_shown(outside)}: "
-                "row ids are those of catalog.items and result.rows"
-            )
-        return array.astype(np.int64)
-
-    def embeddings_of(self, rows: ArrayLike) -> NDArray[np.float16]:
-        """Return the embeddings of `rows`, (m, dim) float16, in the order given; a copy."""
-        checked = self.check_rows(rows)
-        result = np.empty((len(checked), self.dim), dtype=np.float16)
-        for shard, positions, local_rows in self._by_shard(checked):
-            result[positions] = shard.embeddings[local_rows]
-        return result
 
     def uri(self, row: int) -> str:
         """Return where the image comes from; empty where that is not known."""
@@ -373,22 +287,6 @@ class Catalog:
                 "load_encoder(catalog.encoder_info), or index the images with the other model"
             )
 
-    def opened(self, key: Hashable, open_it: Callable[[], T]) -> T:
-        """Return a piece that is opened once per catalog object and kept, such as an index.
-
-        Parameters
-        ----------
-        key
-            Names the piece, for instance ``("vectors", shard.number)``.
-        open_it
-            Opens it; called at most once for each key, under a lock.
-        """
-        with self._lock:
-            if key not in self._opened:
-                self._opened[key] = open_it()
-            piece: T = self._opened[key]
-            return piece
-
     def _packed_thumbnail(self, row: int) -> bytes | None:
         (shard, _, local_rows), *_ = self._by_shard(self.check_rows(row))
         pack = self.opened(
@@ -413,30 +311,10 @@ class Catalog:
         return Path(self.manifest.source_root) if self.manifest.source_root else None
 
     def _item(self, column: str, row: int) -> Any:
-        checked = int(self.check_rows(row)[0])
-        return self.items.column(column)[checked].as_py()
-
-    def _shard_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.searchsorted(self._first_rows, rows, side="right") - 1
-
-    def _by_shard(
-        self, rows: NDArray[np.int64]
-    ) -> Iterator[tuple[Shard, NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield, per shard that holds any of `rows`, positions in `rows` and local rows."""
-        numbers = self._shard_numbers(rows)
-        for number in np.unique(numbers).tolist():
-            positions = np.flatnonzero(numbers == number)
-            shard = self.shards[number]
-            yield shard, positions, rows[positions] - shard.first_row
+        return self.lines(row, [column]).column(0)[0].as_py()
 
 
 def _let_go(held: list[int | None]) -> None:
     for descriptor in held:
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _shown(values: NDArray[Any]) -> str:
-    """Return up to five values and how many more there are."""
-    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    return ", ".join(str(v) for v in values[:5].tolist()) + more
