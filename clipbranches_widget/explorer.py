@@ -38,6 +38,7 @@ from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.errors import Cancelled, ClipBranchesError
 from clipbranches_widget.explorer_audit import AuditPart
 from clipbranches_widget.explorer_export import ExportPart
+from clipbranches_widget.explorer_groups import GroupsPart
 from clipbranches_widget.explorer_images import THUMBNAIL_PX, Pictures
 from clipbranches_widget.explorer_lanes import Lane
 from clipbranches_widget.explorer_map import MapPart
@@ -76,6 +77,7 @@ PARTS: tuple[type[Part], ...] = (
     AuditPart,
     MapPart,
     ExportPart,
+    GroupsPart,  # last: it folds what the others have picked
 )
 VUE_FOLDER = Path(__file__).parent / "vue"
 PROGRESS_EVERY_S = 0.1
@@ -121,6 +123,7 @@ class Explorer(VuetifyTemplate):
     audit = traitlets.Dict(help="See `explorer_audit`.").tag(sync=True)
     map = traitlets.Dict(help="See `explorer_map`.").tag(sync=True)
     export = traitlets.Dict(help="See `explorer_export`.").tag(sync=True)
+    groups = traitlets.Dict(help="See `explorer_groups`.").tag(sync=True)
 
     def __init__(self, source: Session | Catalog) -> None:
         if isinstance(source, Catalog):

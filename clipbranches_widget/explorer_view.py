@@ -17,6 +17,7 @@ from clipbranches_widget.session_events import RULE_CHANGES
 
 if TYPE_CHECKING:
     from clipbranches_widget.result import Result
+    from clipbranches_widget.result_groups import Groups
     from clipbranches_widget.session import Session
 
 PAGE_SIZE = 60
@@ -80,6 +81,9 @@ class Contents:
         Images on a page.
     extras : dict of str to Extra
         Tabs that parts added; their rows are in `ranked`.
+    groups : dict of str to (rows, Groups)
+        Of tabs with near-duplicates folded: all rows, and what stands for which. `ranked` has
+        those that stand for others or for themselves alone.
     """
 
     session: Session
@@ -88,6 +92,7 @@ class Contents:
     result: Result | None
     page_size: int = PAGE_SIZE
     extras: dict[str, Extra] = field(default_factory=dict)
+    groups: dict[str, tuple[Rows, Groups]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, session: Session, page_size: int = PAGE_SIZE) -> Contents:
@@ -110,12 +115,23 @@ class Contents:
 
     def with_result(self, result: Result) -> Contents:
         """Return these contents with another answer, as of a round that is still running."""
-        return replace(self, ranked={**self.ranked, "result": result.rows}, result=result)
+        groups = {tab: each for tab, each in self.groups.items() if tab != "result"}
+        ranked: dict[str, Rows] = {**self.ranked, "result": result.rows}
+        return replace(self, ranked=ranked, result=result, groups=groups)
 
     def with_tab(self, name: str, rows: Rows, extra: Extra) -> Contents:
         """Return these contents with one more tab."""
         ranked, extras = {**self.ranked, name: rows}, {**self.extras, name: extra}
         return replace(self, ranked=ranked, extras=extras)
+
+    def with_groups(self, tab: str, rows: Rows, groups: Groups) -> Contents:
+        """Return these contents with a tab that shows but `rows`, which stand for the others."""
+        folded = {**self.groups, tab: (self.ranked[tab], groups)}
+        return replace(self, ranked={**self.ranked, tab: rows}, groups=folded)
+
+    def rows_of(self, tab: str) -> Rows:
+        """Return all rows of a tab, those folded into others included."""
+        return self.groups[tab][0] if tab in self.groups else self.ranked[tab]
 
     def best_tab(self) -> str:
         """Return the tab to open first: the later of search and round, else everything."""
@@ -195,6 +211,7 @@ def page_view(contents: Contents, place: Place) -> dict[str, Any]:
     """
     rows = contents.page_rows(place)
     n_rows = len(contents.ranked[place.tab])
+    unit = " groups" if place.tab in contents.groups else ""
     first = place.page * contents.page_size
     shown = contents.shown(place.tab)
     return {
@@ -204,7 +221,9 @@ def page_view(contents: Contents, place: Place) -> dict[str, Any]:
         "n_pages": contents.n_pages(place.tab),
         "n_rows": n_rows,
         "first": first,
-        "range": f"{first + 1:,}\u2013{first + len(rows):,} of {n_rows:,}" if rows else "0 of 0",
+        "range": f"{first + 1:,}\u2013{first + len(rows):,} of {n_rows:,}{unit}"
+        if rows
+        else "0 of 0",
         "headline": headline(contents, place),
         "notes": list(shown.notes) if shown is not None else [],
         "branches": [shorten(each.text, MAX_RULE_CHARS) for each in shown.branches]
@@ -222,6 +241,7 @@ def _items(contents: Contents, place: Place, rows: list[int]) -> list[dict[str, 
     """Return what a page shows of each image; `is_cut` where the caption goes on."""
     catalog, items = contents.session.catalog, []
     scores = contents.scored(place.tab, place.page * contents.page_size, rows)
+    groups = contents.groups[place.tab][1] if place.tab in contents.groups else None
     for row, scored in zip(rows, scores, strict=True):
         caption = catalog.caption(row)
         item: dict[str, Any] = {"row": row, "caption": shorten(caption)}
@@ -229,6 +249,8 @@ def _items(contents: Contents, place: Place, rows: list[int]) -> list[dict[str, 
             item["is_cut"] = True
         if scored is not None:
             item["score"], item["branch"] = f"{scored[0]:.3f}", scored[1]
+        if groups is not None and (n_folded := groups.count(row)):
+            item["folded"] = n_folded
         items.append(item)
     return items
 
@@ -246,7 +268,7 @@ def marks_view(contents: Contents, place: Place, others: Sequence[int] = ()) -> 
         "rows": {str(row): sign for rows, sign in signs for row in rows.tolist()},
         "n_yes": len(labels.positive),
         "n_no": len(labels.negative),
-        "tabs": {tab: len(contents.ranked[tab]) for tab in tabs if tab in contents.ranked},
+        "tabs": {tab: len(contents.rows_of(tab)) for tab in tabs if tab in contents.ranked},
         "is_stale": session.is_stale,
         "can_undo": session.can_undo,
         "can_redo": session.can_redo,
@@ -255,7 +277,7 @@ def marks_view(contents: Contents, place: Place, others: Sequence[int] = ()) -> 
 
 def headline(contents: Contents, place: Place) -> str:
     """Say in one line what the page belongs to, with counts and times."""
-    n_rows = len(contents.ranked[place.tab])
+    n_rows = len(contents.rows_of(place.tab))
     images = "image" if n_rows == 1 else "images"
     if place.tab in contents.extras:
         return f"{n_rows:,} {images} {contents.extras[place.tab].headline}"

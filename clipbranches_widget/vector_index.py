@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipbranches_widget.errors import CatalogCorruptError, QueryError
+from clipbranches_widget.npy import drop_pages
 from clipbranches_widget.storage import REBUILD, atomic_file
 
 EXACT_BELOW = 25_000
@@ -158,9 +159,10 @@ def build_vector_index(
     embeddings: NDArray[np.float16],
     path: Path,
     *,
+    n_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Build the HNSW graph of a shard on all cores and write it atomically.
+    """Build the HNSW graph of a shard and write it atomically.
 
     Parameters
     ----------
@@ -169,6 +171,8 @@ def build_vector_index(
         built: (dim + about 150) bytes a row. Rows of zeros are erased ones, and left out.
     path
         The file to write.
+    n_threads
+        None: one per core.
     progress
         Gets (rows added, n).
 
@@ -180,12 +184,14 @@ def build_vector_index(
     index = _new_index(embeddings.shape[1])
     n_rows = len(embeddings)
     for start in range(0, n_rows, _ADD_ROWS):
-        block = np.asarray(embeddings[start : start + _ADD_ROWS])
+        part = embeddings[start : start + _ADD_ROWS]
+        block = np.asarray(part)
         keys = np.arange(start, start + len(block), dtype=np.uint64)
         if not (is_there := block.any(axis=1)).all():
             keys, block = keys[is_there], block[is_there]
         if len(keys):
-            index.add(keys, block)
+            index.add(keys, block, threads=n_threads or 0)
+        drop_pages(part)
         if progress is not None:
             progress(min(start + _ADD_ROWS, n_rows), n_rows)
     with atomic_file(path) as temporary:
@@ -260,8 +266,36 @@ class VectorIndex:
         k = min(k, len(self._embeddings))
         scan = self.is_exact(k) if exact is None else exact
         looked_at = EXPANSION_SEARCH if expansion is None else expansion
-        rows = self._scan(query, k) if scan else self._ask_graph(query, k, looked_at)
+        rows = self._scan(query, k) if scan else self.candidates(query, k, expansion=looked_at)
         return ranked(rows, exact_similarities(self._embeddings, query, rows), k)
+
+    def proposals(self, rows: NDArray[np.float16], k: int, *, expansion: int) -> NDArray[np.int64]:
+        """Return what the graph holds for the nearest rows of many others, on all cores.
+
+        Parameters
+        ----------
+        rows : (m, dim) float16
+            Of norm 1.
+        k
+            How many for each, at least 1.
+        expansion
+            How many rows the graph looks at, at least.
+
+        Returns
+        -------
+        NDArray[np.int64]
+            Local rows, (m, min(k, n)), roughly in order; -1 where the graph found fewer.
+            Searches of the same index wait meanwhile: not for long, where m is some hundreds.
+        """
+        k = min(k, len(self._embeddings))
+        with self._lock:
+            graph = self._opened()
+            graph.expansion_search = max(expansion, k)
+            matches = graph.search(rows, k)
+        keys = np.asarray(matches.keys).reshape(len(rows), k).astype(np.int64)
+        counts = np.asarray(matches.counts).reshape(len(rows))
+        keys[np.arange(k) >= counts[:, None]] = -1
+        return keys
 
     def _scan(self, query: NDArray[np.float64], k: int) -> NDArray[np.int64]:
         """Return a superset of the `k` nearest rows: a float32 pass with a proven error bound.
@@ -283,8 +317,25 @@ class VectorIndex:
         slack = 2 * (_NORM_SLACK + 2 * (dim + 2) * 2.0**-24)
         return np.flatnonzero(approximate >= kth - np.float32(slack))
 
-    def _ask_graph(self, query: NDArray[np.float64], k: int, expansion: int) -> NDArray[np.int64]:
-        """Return candidates from HNSW, more than `k` so that exact scores can reorder them."""
+    def candidates(
+        self, query: NDArray[np.float64], k: int, *, expansion: int
+    ) -> NDArray[np.int64]:
+        """Return what the graph proposes for the `k` nearest: more, as exact scores decide.
+
+        Parameters
+        ----------
+        query : (dim,) float64
+            From `unit_query`.
+        k
+            How many are wanted, at least 1.
+        expansion
+            How many rows the graph looks at, at least.
+
+        Returns
+        -------
+        NDArray[np.int64]
+            Local rows, ascending, `n_candidates` or a few less.
+        """
         n_wanted = n_candidates(k, len(self._embeddings))
         with self._lock:  # searches of one graph share a scratch buffer per worker
             graph = self._opened()

@@ -1,0 +1,43 @@
+"""The command ``clipbranches duplicates`` (layer 6): arguments in, text out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_duplicates(commands: Any) -> None:
+    """Add the command to those of the command line."""
+    parser = commands.add_parser(
+        "duplicates", help="print groups of images that are nearly the same"
+    )
+    parser.add_argument("catalog", type=Path, metavar="CATALOG")
+    parser.add_argument(
+        "--similarity",
+        type=float,
+        help="lowest similarity to the first image of the group (default 0.96)",
+    )
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write a table instead, replacing what is there"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_duplicates)
+
+
+def _duplicates(arguments: argparse.Namespace) -> int:
+    from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.duplicate_search import DEFAULT_SIMILARITY, near_duplicates
+
+    asked = arguments.similarity
+    similarity = DEFAULT_SIMILARITY if asked is None else asked
+    catalog = Catalog.open(arguments.catalog)
+    found = near_duplicates(catalog, similarity=similarity, progress=not arguments.quiet)
+    if arguments.csv is not None:
+        found.to_csv(arguments.csv, overwrite=True)
+    else:
+        pairs = zip(found.rows.tolist(), found.representatives.tolist(), strict=True)
+        for (row, first), alike in zip(pairs, found.similarities.tolist(), strict=True):
+            print(f"{first}\t{row}\t{alike:.4f}\t{catalog.uri(row)}\t{catalog.caption(row)}")
+    print(found)
+    return 0
