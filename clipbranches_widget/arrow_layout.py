@@ -147,6 +147,12 @@ def kept_columns(table: pa.Table, layout: Layout) -> pa.Table:
     return pa.table(columns)
 
 
+def with_class_names(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return a column of a table, numbers of a `ClassLabel` as the names of their classes."""
+    column, names = table.column(name), _classes(table.schema).get(name)
+    return column if names is None else _class_names(column, names)
+
+
 def place_of(path: str | None, folder: str) -> str:
     """Return the absolute path or the URL of an image that a table names; "" for none."""
     if not path:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 MAX_NAME_BYTES = 180
 """Longest name of a file or folder that is written, in UTF-8; file systems allow 255."""
 
+MAX_ENDING_CHARS = 20
+"""Longest ending that is kept when a name is cut."""
+
+DATASET_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+"""Endings that torchvision and Hugging Face's `datasets` take for those of images."""
+
 _DRAWN = "openmoji:"
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
@@ -77,6 +83,7 @@ def copy_images(
     folder: str | Path,
     *,
     folders: Sequence[str] = (),
+    for_dataset: bool = False,
     link: bool = False,
     overwrite: bool = False,
     progress: Callable[[str, float], None] | None = None,
@@ -88,6 +95,8 @@ def copy_images(
     ----------
     folders
         For each row, the name of a folder inside `folder`; none for all in `folder` itself.
+    for_dataset
+        No two names are the same, even in different folders, and all end as those of images.
     """
     place = Path(folder).expanduser().absolute()
     make_folder(place)
@@ -95,7 +104,9 @@ def copy_images(
     written: dict[int, Path] = {}
     skipped: dict[int, str] = {}
     uris = [catalog.uri(row) for row in rows]
-    for number, (row, target) in enumerate(_targets(rows, uris, folders)):
+    targets = _targets(rows, uris, folders, across=for_dataset)
+    suffixes = DATASET_SUFFIXES if for_dataset else None
+    for number, (row, target) in enumerate(targets):
         if cancel is not None and cancel.is_set():
             raise Cancelled(
                 f"cancelled: {len(written):,} of {len(rows):,} images are in {place}; the same "
@@ -104,7 +115,15 @@ def copy_images(
         if progress is not None:
             progress("Linking images" if link else "Copying images", number / len(rows))
         try:
-            path = _write_one(catalog, row, root, root / target, link=link, overwrite=overwrite)
+            path = _write_one(
+                catalog,
+                row,
+                root,
+                root / target,
+                link=link,
+                overwrite=overwrite,
+                suffixes=suffixes,
+            )
             written[row] = place / path.relative_to(root)
         except ImageReadError as error:
             skipped[row] = str(error)
@@ -146,30 +165,71 @@ def safe_name(name: str, *, instead: str = "image") -> str:
     plain = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", seen)).strip(". ")
     if _RESERVED.fullmatch(plain.partition(".")[0].strip()):
         plain = f"_{plain}"
-    ending = PurePosixPath(plain).suffix[:20]
+    ending = PurePosixPath(plain).suffix
+    if len(ending) > MAX_ENDING_CHARS:  # words after a point
+        ending = ""
     stem = plain.removesuffix(ending)
     room = MAX_NAME_BYTES - len(ending.encode())
     stem = stem.encode()[:room].decode(errors="ignore").rstrip(". ")
     return f"{stem}{ending}" or instead
 
 
+def image_file(catalog: Catalog, row: int) -> Path | None:
+    """Return the image file of a row; None where its image is in no file of this machine.
+
+    Raises
+    ------
+    ImageReadError
+        There is no such file, or it holds no image.
+    """
+    uri = catalog.uri(row)
+    return None if uri.startswith(_DRAWN) else _source(catalog, uri)
+
+
+def image_bytes(catalog: Catalog, row: int) -> bytes:
+    """Return the encoded image of a row: as it is there, a drawing of the demo as PNG.
+
+    Raises
+    ------
+    ImageReadError
+        It cannot be had.
+    """
+    uri = catalog.uri(row)
+    if uri.startswith(_DRAWN):
+        drawn = BytesIO()
+        catalog.image(row).save(drawn, "PNG")
+        return drawn.getvalue()
+    path = _source(catalog, uri)
+    if path is None:
+        return _encoded(uri)
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise ImageReadError("cannot be read") from None
+
+
 def _targets(
-    rows: Sequence[int], uris: Sequence[str], folders: Sequence[str]
+    rows: Sequence[int], uris: Sequence[str], folders: Sequence[str], *, across: bool = False
 ) -> Iterable[tuple[int, Path]]:
-    """Return each row with its path in the folder: every one different, whatever the case."""
+    """Return each row with its path in the folder: every one different, whatever the case.
+
+    Names differ in each folder, or `across` all of them, with or without their ending.
+    """
     names = [_file_name(uri) for uri in uris]
     places = [safe_name(each, instead="other") for each in folders] or [""] * len(rows)
-    same = Counter((place, name.casefold()) for place, name in zip(places, names, strict=True))
+
+    def key(place: str, name: str) -> tuple[str, str]:
+        return ("", PurePosixPath(name).stem.casefold()) if across else (place, name.casefold())
+
+    same = Counter(key(place, name) for place, name in zip(places, names, strict=True))
     taken: set[tuple[str, str]] = set()
     for row, place, name in zip(rows, places, names, strict=True):
         chosen = name
-        if same[place, name.casefold()] > 1:
+        if same[key(place, name)] > 1:
             chosen = _with_row(name, row)
-        while (place, chosen.casefold()) in taken or (
-            chosen != name and same[place, chosen.casefold()]
-        ):
+        while key(place, chosen) in taken or (chosen != name and same[key(place, chosen)]):
             chosen = _with_row(chosen, row)
-        taken.add((place, chosen.casefold()))
+        taken.add(key(place, chosen))
         yield row, Path(place, chosen)
 
 
@@ -196,16 +256,24 @@ def _with_row(name: str, row: int) -> str:
 
 
 def _write_one(
-    catalog: Catalog, row: int, root: Path, target: Path, *, link: bool, overwrite: bool
+    catalog: Catalog,
+    row: int,
+    root: Path,
+    target: Path,
+    *,
+    link: bool,
+    overwrite: bool,
+    suffixes: frozenset[str] | None,
 ) -> Path:
     """Write one image, and return where; ImageReadError has the reason where it cannot be had."""
-    uri = catalog.uri(row)
-    source = None if uri.startswith(_DRAWN) else _source(catalog, uri)
+    source = image_file(catalog, row)
     if source is None and link:
         raise ImageReadError("has no file to link to: copy it instead")
-    data = b"" if source is not None or uri.startswith(_DRAWN) else _encoded(uri)
-    if data and not target.suffix:
-        target = target.with_name(target.name + image_suffix(BytesIO(data)))
+    data = image_bytes(catalog, row) if source is None else b""
+    if suffixes is not None and target.suffix.lower() not in suffixes:
+        target = target.with_suffix(_suffix(source, data))
+    elif data and not target.suffix:
+        target = target.with_name(target.name + _suffix(source, data))
     make_folder(target.parent)
     if not target.parent.resolve().is_relative_to(root):
         raise ImageReadError("would be outside the folder: a link leads there")
@@ -213,10 +281,8 @@ def _write_one(
         _check_replaceable(target, source, overwrite=overwrite)
     temporary = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
     try:
-        if data:
+        if source is None:
             temporary.write_bytes(data)
-        elif source is None:
-            catalog.image(row).save(temporary, "PNG")
         elif link:
             temporary.symlink_to(source)
         else:
@@ -232,6 +298,16 @@ def _write_one(
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def _suffix(source: Path | None, data: bytes) -> str:
+    """Return the ending for the name of an image, from what it is."""
+    if source is None:
+        found = image_suffix(BytesIO(data))
+    else:
+        with source.open("rb") as file:
+            found = image_suffix(file)
+    return ".jpg" if found == ".mpo" else found  # a JPEG, with a second one behind it
 
 
 def _encoded(uri: str) -> bytes:

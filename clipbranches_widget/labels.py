@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from clipbranches_widget.errors import LabelError
 
 RowIds: TypeAlias = NDArray[np.int64]
+
+LABEL_WORDS: Mapping[int, str] = {1: "yes", -1: "no"}
+"""The words for labels in files."""
+
 _MAX_NAMED = 10
 
 

@@ -1,14 +1,8 @@
-"""Writing an answer to files (layer 4): tables, image files, a contact sheet.
-
-Everything is written under a temporary name and then renamed: a file is complete or not there.
-Nothing that exists is replaced unless the caller says so.
-"""
+"""Writing an answer to files (layer 4): what `row_export` does, by branch, and a contact sheet."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -16,33 +10,36 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from clipbranches_widget.contact_sheet import Sheet, Tile, sheet_html
 from clipbranches_widget.errors import Cancelled, ExportError, ImageReadError
-from clipbranches_widget.image_copy import CopiedImages, copy_images, make_folder
-from clipbranches_widget.storage import atomic_file
+from clipbranches_widget.image_copy import CopiedImages, copy_images
+from clipbranches_widget.imagefolder import label_folders, write_imagefolder
+from clipbranches_widget.row_export import (
+    Progress,
+    RowExport,
+    items_with,
+    with_labels,
+    written_file,
+)
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from clipbranches_widget.branch import Branch
     from clipbranches_widget.catalog import Catalog
     from clipbranches_widget.labels import LabelSet
+    from clipbranches_widget.result_groups import Groups
 
-Progress = Callable[[str, float], None]
 FolderBy = Literal["flat", "branch"]
+UnlabelledBy = Literal["label", "branch"]
 
 MAX_SHEET_CAPTION = 300
 MAX_RULE_CHARS = 400
 PROGRESS_STEP = 25
 """A picture in so many is reported."""
 
-# What spreadsheets take for the start of a formula, also after characters that they skip, and the
-# wide forms that some of them read alike.
-_FORMULA = re.compile("^[\\s\\x00]*[=+\\-@\uff1d\uff0b\uff0d\uff20]|^[\\t\\r\\n]")
 
-
-class ResultExport:
+class ResultExport(RowExport):
     """The part of `Result` that writes it to files."""
 
     __slots__ = ()
@@ -61,65 +58,30 @@ class ResultExport:
         seed: int
         notes: tuple[str, ...]
         labels: LabelSet | None
-
-        def to_pandas(self) -> pd.DataFrame:
-            """See `Result`."""
+        groups: Groups | None
 
         def branch_text(self, position: int) -> str:
             """See `Result`."""
 
-    def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write what `to_pandas` returns as a Parquet file; the catalog's columns keep their types.
+    def to_arrow(self) -> pa.Table:
+        """Return one line a row, in rank order, as an Arrow table: what `to_parquet` writes.
 
-        Parameters
-        ----------
-        path
-            The file; its folder is made.
-        overwrite
-            Replace a file that is there.
-
-        Returns
-        -------
-        Path
-            Where the file is.
-
-        Raises
-        ------
-        ExportError
-            If a file is there and `overwrite` is False, or it cannot be written.
+        Columns: row (int64), score and margin (float32), branch (string), of a grouped answer
+        near_duplicates (int64, rows folded into this one), path, caption, width, height,
+        content_hash and the user's columns, with the types that they have in the catalog.
         """
-        import pyarrow.parquet as pq
+        import pyarrow as pa
 
-        with written_file(path, overwrite=overwrite) as (temporary, place):
-            pq.write_table(_table(self), temporary, compression="zstd")
-        return place
-
-    def to_csv(
-        self, path: str | Path, *, overwrite: bool = False, escape_formulas: bool = True
-    ) -> Path:
-        """Write what `to_pandas` returns as a CSV file: UTF-8, a header, as RFC 4180 has it.
-
-        Parameters
-        ----------
-        path, overwrite
-            As for `to_parquet`.
-        escape_formulas
-            Put an apostrophe before text that a spreadsheet would take for a formula: text that
-            begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break. Captions and file names
-            can come from anyone, and a formula can send away what is in the sheet. False writes
-            text as it is, for programs that only read values.
-
-        Returns and raises as `to_parquet`.
-        """
-        frame = self.to_pandas()
-        if escape_formulas:
-            for name in frame.columns[[dtype.kind in "OUST" for dtype in frame.dtypes]]:
-                frame[name] = frame[name].map(_escaped)
-            frame.columns = [_escaped(name) for name in frame.columns]
-        with written_file(path, overwrite=overwrite) as (temporary, place):
-            # Any other line end, and the writer would not quote text that holds a return.
-            frame.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\r\n")
-        return place
+        texts = [self.branch_text(position) for position in range(len(self.rows))]
+        first = {
+            "row": pa.array(self.rows),
+            "score": pa.array(self.scores),
+            "margin": pa.array(self.margins),
+            "branch": pa.array(texts, pa.string()),
+        }
+        if self.groups is not None:
+            first["near_duplicates"] = pa.array(self.groups.counts(self.rows))
+        return items_with(self.catalog, self.rows, first)
 
     def copy_images(
         self,
@@ -178,6 +140,82 @@ class ResultExport:
             cancel=cancel,
         )
 
+    def to_imagefolder(
+        self,
+        folder: str | Path,
+        *,
+        labels: LabelSet | None = None,
+        by: UnlabelledBy = "label",
+        unlabelled: str | None = "unlabelled",
+        link: bool = False,
+        metadata: bool = True,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+    ) -> CopiedImages:
+        """Write the images into a folder for each label: yes, no, and one for those without.
+
+        What `torchvision.datasets.ImageFolder` and Hugging Face's ``load_dataset(folder)`` read,
+        and `Session.import_labels` reads back: move files between the folders, and import it. All
+        file names differ, across the folders, and are made harmless as for `copy_images`. The
+        folder appears complete or not at all.
+
+        Parameters
+        ----------
+        folder
+            A new folder, or an empty one.
+        labels
+            The labels, such as ``session.labels``; by default those that the round learned from,
+            and for a search none.
+        by
+            "branch": the images without a label go into a folder for each branch of the round.
+        unlabelled
+            Folder of the images without a label; None leaves them out.
+        link
+            Make symbolic links to the files instead of copies.
+        metadata
+            Write ``metadata.jsonl``, a line an image with ``file_name``, ``label`` and the other
+            columns, and a ``README.md`` that tells `datasets` to read all files.
+        progress
+            Called with a stage's name and the fraction done.
+        cancel
+            Set it to stop after the image in flight; nothing is left behind.
+
+        Returns
+        -------
+        CopiedImages
+            What was written, and what was left out with the reason, by row.
+
+        Raises
+        ------
+        ExportError
+            If the folder holds something or cannot be written, `unlabelled` is no name for one, or
+            there are no branches to sort by.
+        Cancelled
+            If `cancel` was set.
+        """
+        if by not in get_args(UnlabelledBy):
+            raise ExportError(f"expected by='label' or by='branch', got {by!r}")
+        known = self._labels(labels)
+        rows = self.rows.tolist()
+        folders = label_folders(known, rows, unlabelled)
+        if by == "branch" and unlabelled is not None:
+            of_branches = _branch_folders(self)
+            folders = [
+                of_branches[at] if folder == unlabelled else folder
+                for at, folder in enumerate(folders)
+            ]
+        return write_imagefolder(
+            self.catalog,
+            rows,
+            folders,
+            with_labels(self.to_arrow(), known),
+            folder,
+            metadata=metadata,
+            link=link,
+            progress=progress,
+            cancel=cancel,
+        )
+
     def contact_sheet(
         self,
         path: str | Path,
@@ -220,36 +258,6 @@ class ResultExport:
         return place
 
 
-@contextmanager
-def written_file(path: str | Path, *, overwrite: bool) -> Iterator[tuple[Path, Path]]:
-    """Yield a temporary path to write, and where it will be once the block succeeds.
-
-    Raises
-    ------
-    ExportError
-        Something is there and `overwrite` is False, a folder is there, or writing fails.
-    """
-    place = Path(path).expanduser().absolute()
-    if place.is_dir():
-        raise ExportError(f"expected the path of a file, got a folder: {place}; add a file name")
-    if place.exists() and not overwrite:
-        raise ExportError(
-            f"expected no file at {place}, found one: overwrite=True replaces it, or choose "
-            "another path"
-        )
-    make_folder(place.parent)
-    try:
-        with atomic_file(place) as temporary:
-            yield temporary, place
-    except (ExportError, Cancelled):
-        raise
-    except OSError as error:
-        raise ExportError(
-            f"cannot write {place}: {error.strerror or error}: check the folder, the permissions "
-            "and the free space, or choose another path"
-        ) from error
-
-
 def tile_of(catalog: Catalog, row: int, *, size: int, max_caption: int) -> Tile:
     """Return a row as a tile without label, score and rule."""
     try:
@@ -259,26 +267,6 @@ def tile_of(catalog: Catalog, row: int, *, size: int, max_caption: int) -> Tile:
     caption = catalog.caption(row)
     cut = caption if len(caption) <= max_caption else caption[: max_caption - 1] + "\u2026"
     return Tile(row, image, cut)
-
-
-def _table(result: ResultExport) -> pa.Table:
-    """Return the table of `to_pandas` without the detour that makes missing integers floats."""
-    import pyarrow as pa
-
-    items = result.catalog.items.drop_columns(["row"]).take(result.rows)
-    names = ["path" if name == "uri" else name for name in items.column_names]
-    texts = [result.branch_text(position) for position in range(len(result.rows))]
-    first = {
-        "row": pa.array(result.rows),
-        "score": pa.array(result.scores),
-        "margin": pa.array(result.margins),
-        "branch": pa.array(texts, pa.string()),
-    }
-    return pa.table(first | dict(zip(names, items.columns, strict=True)))
-
-
-def _escaped(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def _branch_folders(result: ResultExport) -> list[str]:

@@ -21,9 +21,9 @@ from clipbranches_widget.errors import Cancelled, RefineError, SessionFileError
 from clipbranches_widget.labels import LabelSet, RowIds, as_row_ids
 from clipbranches_widget.refine import warm_up
 from clipbranches_widget.session_events import Event, Round
+from clipbranches_widget.session_labels import SessionLabels, label_decision
 from clipbranches_widget.session_log import Decision, open_log
 from clipbranches_widget.session_results import digest
-from clipbranches_widget.session_search import SessionSearch
 from clipbranches_widget.session_state import SessionState
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Rows = int | Iterable[int] | NDArray[Any]
 
 
-class Session(SessionSearch):
+class Session(SessionLabels):
     """Search, label and refine, with every action saved at once.
 
     Each action is one line of the session file, on the disk before the method returns: a killed
@@ -116,15 +116,7 @@ class Session(SessionSearch):
         """
         added = LabelSet(self._rows(positive), self._rows(negative))
 
-        def decide(state: SessionState) -> Decision | None:
-            old = state.labels
-            changed_to = {
-                "positive": np.setdiff1d(added.positive, old.positive).tolist(),
-                "negative": np.setdiff1d(added.negative, old.negative).tolist(),
-            }
-            return ("label", changed_to) if any(changed_to.values()) else None
-
-        self._log.commit(decide)
+        self._log.commit(lambda state: label_decision(state, added))
         return self.labels
 
     def unlabel(self, rows: Rows) -> LabelSet:

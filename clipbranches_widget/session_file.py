@@ -268,6 +268,33 @@ class LockedLog:
         os.fsync(self._stream.fileno())
 
 
+def read_catalog_id(path: Path) -> CatalogId:
+    """Return which catalog a session file belongs to.
+
+    Raises
+    ------
+    SessionFileError
+        It cannot be read, or is no session file.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return CatalogId(**json.loads(stream.readline())["catalog"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SessionFileError(
+            f"expected a session file, whose first line names its catalog, at {path}, got: "
+            f"{error!r}"
+        ) from error
+
+
+def is_session_file(path: Path) -> bool:
+    """Return whether a file begins as a session file does; False where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 def _json_object(raw: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(raw)

@@ -75,6 +75,7 @@ def test_the_panel_says_what_can_be_written_and_shows_the_code(explorer, session
         ("hits", 60),
         ("yes", 5),
         ("no", 4),
+        ("labels", 9),
     ]
     assert state["folder"] == str(tmp_path)
     assert state["stem"] == "striped-bird"
@@ -99,6 +100,78 @@ def test_every_format_is_written(explorer, session, tmp_path):
         assert {int(file.stem) for file in Path("new", kind).iterdir()} == kept
     assert all(file.is_symlink() for file in Path("new/links").iterdir())
     assert explorer.task["name"] == ""
+
+
+def test_labels_are_written_with_their_words(explorer, session):
+    rows = session.labels.rows.tolist()
+    words = [("no", "", "yes")[session.labels.get(row) + 1] for row in rows]
+    save(explorer, what="labels", format="csv", path="labels")
+    frame = pd.read_csv("labels.csv")
+    assert frame["row"].tolist() == rows
+    assert frame["label"].tolist() == words
+    save(explorer, what="labels", format="imagefolder", path="sorted", by_branch=True)
+    assert explorer.notice.get("kind") != "error", explorer.notice
+    files = {int(file.stem): file.parent.name for file in Path("sorted").glob("*/*.png")}
+    assert files == {row: word for row, word in zip(rows, words, strict=True) if row % 10 != 9}
+    save(explorer, what="labels", format="sheet", path="labels")
+    assert "got a contact sheet" in explorer.notice["text"]
+
+
+def test_an_answer_is_sorted_into_folders_by_its_latest_labels(explorer, session):
+    unlabelled = next(row for row in session.result if row not in session.labels)
+    session.label(negative=[unlabelled])
+    settle(explorer)
+    save(explorer, what="result", format="imagefolder", path="sorted")
+    folders = {int(file.stem): file.parent.name for file in Path("sorted").glob("*/*.png")}
+    labels = session.labels
+    assert folders == {
+        row: ("no", "unlabelled", "yes")[labels.get(row) + 1]
+        for row in session.result
+        if row % 10 != 9
+    }
+    save(explorer, what="result", format="imagefolder", path="by-rule", by_branch=True)
+    assert {file.name[0] for file in Path("by-rule").iterdir() if file.is_dir()} <= set("yRn")
+    save(explorer, what="result", format="imagefolder", path="sorted", overwrite=True)
+    assert "expected a new or empty folder" in explorer.notice["text"]
+
+
+# -- labels from a file ----------------------------------------------------------------------------
+
+
+def send(explorer, content, *, name="labels.csv", n_bytes=None, size=40):
+    """Send a file in pieces, as the browser does."""
+    data = {"number": 7, "name": name, "n_bytes": len(content) if n_bytes is None else n_bytes}
+    for start in range(0, max(len(content), 1), size):
+        content_of = {"part": "export", "action": "labels", "data": data}
+        explorer.vue_part(content_of, [memoryview(content[start : start + size])])
+    settle(explorer)
+
+
+def test_labels_come_in_from_a_file_and_one_undo_takes_them_back(explorer, session, catalog):
+    before = session.labels
+    lines = [f"{catalog.uri(row)},{label}" for row, label in ((50, "yes"), (51, "no"))]
+    send(explorer, "\n".join(["path,label", *lines, "<img src=x>,yes"]).encode())
+    assert explorer.notice.get("kind") != "error", explorer.notice
+    assert session.labels == before.with_labels(positive=[50], negative=[51])
+    assert explorer.export["imported"].startswith("labels.csv: 2 labels matched (2 by path)")
+    assert "1 not in the catalog: <img src=x>" in explorer.export["imported"]
+    session.undo()
+    assert session.labels == before
+    act(explorer, "dock", name="")
+    act(explorer, "dock", name="export")
+    assert explorer.export["imported"] == ""
+
+
+def test_a_file_without_labels_is_an_error_that_changes_nothing(explorer, session):
+    before = session.labels
+    send(explorer, b"path,verdict\na,yes\n", name="../../etc/passwd.csv")
+    assert explorer.notice["kind"] == "error"
+    assert "expected a column 'label' of labels, got 'path', 'verdict'" in explorer.notice["text"]
+    for n_bytes in (0, 65 << 20):
+        send(explorer, b"", n_bytes=n_bytes)
+        assert "expected a file of labels of 1 byte to 64 MB" in explorer.notice["text"]
+    assert session.labels == before
+    assert not explorer.export["imported"]
 
 
 def test_what_is_there_is_an_error_that_says_what_to_do(explorer, tmp_path):

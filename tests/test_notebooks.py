@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 import clipbranches_widget as cb
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-NAMES = ("programmatic", "quickstart", "your-own-images")
+NAMES = ("programmatic", "quickstart", "ways-in", "ways-out", "your-own-images")
 CELL_TIMEOUT_S = 280
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -202,3 +202,56 @@ def test_your_own_images_falls_back_to_the_bundled_model_and_says_so(tmp_path):
     assert got["n_found"] > 20
     assert got["food"] > 0.6
     assert len(shown(cells[-2:-1], WIDGET)) == 1
+
+
+def test_ways_in_makes_a_catalog_of_every_source(tmp_path):
+    sizes = "{name: len(catalog) for name, catalog in made.items()}"
+    captions = "[catalog.caption(0) for catalog in made.values()]"
+    best = "[catalog.uri(cb.Session(catalog, work / f'{n}.s', encoder=encoder)"
+    best += ".search('bird', k=1).rows[0]) for n, catalog in enumerate(made.values())]"
+    columns = "{name: catalog.items.column_names for name, catalog in made.items()}"
+    check = facts({"sizes": sizes, "captions": captions, "best": best, "columns": columns})
+    cells = run("ways-in", tmp_path, more=[check], HF_HUB_OFFLINE="1")
+    got = json.loads(printed(cells[-1]))
+
+    assert set(got["sizes"]) == {
+        *("folder", "list", "frame", "zip", "parquet", "feather", "dataset", "saved", "tar"),
+        *("npy", "clip-retrieval", "memory"),
+    }
+    assert set(got["sizes"].values()) == {12}
+    assert all(got["captions"])
+    assert len(set(map(str, got["best"]))) > 6  # the same drawing, at many kinds of places
+    assert all("group" in got["columns"][name] for name in ("frame", "parquet", "feather", "tar"))
+    assert all("label" in got["columns"][name] for name in ("dataset", "saved"))
+    assert "the items (metadata) are shifted by" in "".join(map(printed, cells))
+
+
+def test_ways_out_are_read_back(tmp_path):
+    check = facts(
+        {
+            "n_result": "len(result)",
+            "n_labels": "len(session.labels)",
+            "n_images": "len(images)",
+            "n_loaded": "len(loaded)",
+            "classes": "data['label'][:]",
+            "n_found": "len(rows)",
+            "n_branch": "branch.n_rows",
+            "n_other": "len(other.labels)",
+            "page": "(work / 'birds.html').stat().st_size",
+        }
+    )
+    cells = run("ways-out", tmp_path, more=[check], HF_HUB_OFFLINE="1")
+    got = json.loads(printed(cells[-1]))
+
+    assert got["n_labels"] == got["n_images"] == got["n_loaded"] == got["n_other"] == 12
+    assert sorted(got["classes"]) == [0] * 6 + [1] * 6
+    assert got["n_found"] == got["n_branch"] > 5
+    assert got["page"] > 10_000
+    text = "".join(map(printed, cells[:-1]))
+    assert f"{got['n_result']} {got['n_result']}" in text
+    assert "12 labels matched (12 by row): 6 yes, 6 no; 12 changed" in text
+    assert "the same labels: True" in text
+    assert "12 labels matched (12 by content): 6 yes, 6 no; 12 changed" in text
+    assert "5 yes, 7 no; 1 changed" in text
+    assert "undone: label 0 yes, 1 no" in text
+    assert "expected each image to be yes or no, got both for 1" in text

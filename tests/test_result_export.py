@@ -336,3 +336,6 @@ def test_a_long_name_keeps_its_ending():
     assert safe_name("\u00e9" * 300 + ".jpeg").endswith("\u00e9.jpeg")
     assert len(safe_name("\u00e9" * 300 + ".jpeg").encode()) <= MAX_NAME_BYTES
     assert safe_name("nul.png") == "_nul.png"
+    rule = "R2 arrow from 0.300 and like bird, swan below 0.812 and like elephant, gorilla"
+    assert safe_name(rule) == rule
+    assert safe_name(rule * 3) == (rule * 3)[:MAX_NAME_BYTES].rstrip()

@@ -70,6 +70,7 @@ def test_a_table_is_written_where_the_panel_says(nb, artifacts):
         "Search (60)",
         "Yes (5)",
         "No (5)",
+        "Yes and no, with labels (10)",
     ]
     panel.get_by_role("button", name="Write").click()
     file = folder / "striped-bird-result.parquet"
@@ -114,6 +115,55 @@ def test_images_go_into_a_folder_for_each_rule(nb):
     assert said.startswith(f"{len(files)} images written to {folder / 'striped-bird-result'}")
     rows = {int(file.stem) for file in files}
     assert rows == {row for row in kernel_json(nb, "list(session.result)") if row % 10 != 9}
+
+
+def test_labels_go_out_as_folders_and_come_back_from_a_file(nb, artifacts):
+    explorer = nb.explorer()
+    panel = explorer.locator(".cbw-export")
+    folder = Path(kernel_json(nb, "folder"))
+    labels = kernel_json(nb, "session.labels.to_dict()")
+    panel.get_by_label("What to write").select_option("labels")
+    assert "Contact sheet (HTML)" not in panel.get_by_label("Format").inner_text()
+    panel.get_by_label("Format").select_option("imagefolder")
+    assert panel.get_by_label("replace what is there").count() == 0
+    panel.get_by_role("textbox", name="Folder to write to").fill("sorted")
+    panel.get_by_role("button", name="Write").click()
+    assert str(folder / "sorted") in written(panel)
+    for value, name in (("positive", "yes"), ("negative", "no")):
+        rows = {int(file.stem) for file in (folder / "sorted" / name).iterdir()}
+        assert rows == {row for row in labels[value] if row % 10 != 9}
+
+    frame = pd.read_json(folder / "sorted" / "metadata.jsonl", lines=True)
+    kept = frame.assign(label=frame["label"].map({"yes": 0, "no": 1}))[["path", "label"]]
+    hostile = pd.DataFrame({"path": ["<img src=x onerror=alert(1)>"], "label": [1]})
+    pd.concat([kept, hostile]).to_csv(folder / "turned.csv", index=False)
+    nb.run_cell("_ = session.unlabel(session.labels.rows)")
+    panel.get_by_role("button", name="Labels from a file").wait_for()
+    panel.locator("input[type=file]").set_input_files(folder / "turned.csv")
+    said = panel.locator(".cbw-export-imported bdi")
+    said.wait_for()
+    n = len(kept)
+    assert said.inner_text().startswith(f"turned.csv: {n} labels matched ({n} by path)")
+    assert "1 not in the catalog: <img src=x onerror=alert(1)>" in said.inner_text()
+    turned = kernel_json(nb, "session.labels.to_dict()")
+    assert set(turned["positive"]) == {row for row in labels["negative"] if row % 10 != 9}
+    assert set(turned["negative"]) == {row for row in labels["positive"] if row % 10 != 9}
+    nb.shot(artifacts, "export-labels-in", explorer)
+    nb.theme("JupyterLab Dark")
+    nb.page.set_viewport_size({"width": 700, "height": 1000})
+    nb.shot(artifacts, "export-labels-in-dark-narrow", explorer)
+    nb.run_cell("_ = session.undo()")
+    assert kernel_json(nb, "len(session.labels)") == 0
+
+
+def test_a_file_without_labels_says_what_was_expected(nb):
+    explorer = nb.explorer()
+    folder = Path(kernel_json(nb, "folder"))
+    (folder / "other.csv").write_text("path,verdict\n1.png,yes\n")
+    explorer.locator(".cbw-export input[type=file]").set_input_files(folder / "other.csv")
+    alert = explorer.get_by_role("alert")
+    alert.wait_for()
+    assert "expected a column 'label' of labels, got 'path', 'verdict'" in alert.inner_text()
 
 
 def test_the_copied_code_makes_the_state_anew(nb):
