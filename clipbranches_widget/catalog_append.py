@@ -18,9 +18,10 @@ from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.catalog_change import changing, commit, folder_of, placed
 from clipbranches_widget.catalog_writer import ROWS_PER_SHARD, CatalogWriter
 from clipbranches_widget.column_model import ColumnModel
+from clipbranches_widget.embed_source import embed_into
 from clipbranches_widget.encoder import Encoder, load_encoder
 from clipbranches_widget.errors import CatalogError, EncoderError
-from clipbranches_widget.ingest import embed_into, unit_blocks
+from clipbranches_widget.ingest import unit_blocks
 from clipbranches_widget.integrity import ITEM_COLUMNS
 from clipbranches_widget.known_content import KnownContent
 from clipbranches_widget.order_check import check_order as compare_with_images
@@ -210,7 +211,7 @@ def append_embeddings(
         ):
             known = KnownContent(current)
             for block, lines in unit_blocks(source):
-                fitted = fitted_items(lines, current.items.schema)
+                fitted = fitted_items(lines, current.item_store.schema)
                 is_new = _new_lines(fitted, known, skipped)
                 writer.append(block[is_new], fitted.filter(is_new))
                 bars("embeddings", writer.n_rows + len(skipped), source.n_rows)
@@ -287,7 +288,7 @@ class _Fitting:
         return None if self._is_elsewhere else self.source.root
 
     def chunks(self) -> Iterator[Chunk]:
-        schema = self.catalog.items.schema
+        schema = self.catalog.item_store.schema
         for chunk in self.source.chunks():
             table = fitted_items(chunk.table, schema)
             if self._is_elsewhere:

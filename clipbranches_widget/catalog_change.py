@@ -16,8 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.catalog_lock import only_writer
+from clipbranches_widget.catalog_lock import NOT_AT_A_URL, only_writer
+from clipbranches_widget.catalog_store import is_remote
 from clipbranches_widget.column_rebuild import settle
+from clipbranches_widget.errors import CatalogError
 from clipbranches_widget.file_lock import delete_unless_held, sync_folder
 from clipbranches_widget.integrity import ITEMS_FILE, MANIFEST_FILE, check_catalog, read_manifest
 from clipbranches_widget.manifest import Manifest, ShardEntry
@@ -33,7 +35,11 @@ def folder_of(catalog: Catalog | str | Path) -> Path:
     ------
     CatalogNotFoundError, CatalogCorruptError
         As of `Catalog.open`.
+    CatalogError
+        It is at a URL.
     """
+    if not isinstance(catalog, Catalog) and is_remote(catalog):
+        raise CatalogError(NOT_AT_A_URL)
     return catalog.path if isinstance(catalog, Catalog) else Catalog.open(catalog).path
 
 

@@ -21,6 +21,14 @@ from clipbranches_widget.storage import try_lock
 
 LOCK_FILE = "catalog.lock"
 
+ORIGIN_FILE = "origin.json"
+"""Beside the folder of a catalog that was fetched from a URL; see `catalog_store`."""
+
+NOT_AT_A_URL = (
+    "expected a catalog in a folder, got one at a URL, which is not changed in place: copy it with "
+    "clipbranches_widget.copy_catalog(url, folder), change the copy, then copy that to a new URL"
+)
+
 
 @contextlib.contextmanager
 def only_writer(folder: Path, what: str = "a change") -> Iterator[None]:
@@ -39,8 +47,10 @@ def only_writer(folder: Path, what: str = "a change") -> Iterator[None]:
     Raises
     ------
     CatalogError
-        Another writer holds it, or the folder cannot be written.
+        Another writer holds it, the folder cannot be written, or it is a copy of what is at a URL.
     """
+    if (folder.parent / ORIGIN_FILE).is_file():
+        raise CatalogError(NOT_AT_A_URL)
     path = folder / LOCK_FILE
     try:
         lock = path.open("a+b")

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.catalog_change import changing, commit, folder_of
-from clipbranches_widget.catalog_writer import describe_piece
 from clipbranches_widget.errors import CatalogError
 from clipbranches_widget.labels import as_row_ids
 from clipbranches_widget.removed_rows import save_removed
+from clipbranches_widget.shard_writer import describe_piece
 
 
 def remove(catalog: Catalog | str | Path, rows: int | Iterable[int] | NDArray[Any]) -> Catalog:

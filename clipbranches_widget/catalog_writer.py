@@ -7,7 +7,7 @@ shard is full, and the indexes are built shard by shard from the memory-mapped e
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,30 +30,32 @@ from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import CatalogError
 from clipbranches_widget.integrity import (
     EMBEDDINGS_FILE,
-    ITEM_COLUMNS,
     ITEMS_FILE,
     MANIFEST_FILE,
     SKIPPED_FILE,
 )
-from clipbranches_widget.manifest import Manifest, Piece, ShardEntry
+from clipbranches_widget.manifest import Manifest, ShardEntry
+from clipbranches_widget.shard_writer import (
+    ShardWriter,
+    WrittenShard,
+    describe_files,
+    shard_entry,
+    shard_folder,
+    write_skipped,
+)
 from clipbranches_widget.sorted_columns import ColumnParts
 from clipbranches_widget.stage_bars import StageProgress
-from clipbranches_widget.storage import (
-    FORMAT_VERSION,
-    ArrayAppender,
-    array_header,
-    checksum,
-    fingerprint,
-    open_array,
-    write_json,
-)
-from clipbranches_widget.thumbnails import ThumbnailPackWriter
+from clipbranches_widget.storage import FORMAT_VERSION, open_array, write_json
 from clipbranches_widget.vector_index import build_vector_index
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_PER_SHARD = 1_000_000
+
+
+IndexShards = Callable[[ColumnModel, Sequence[WrittenShard]], tuple[ShardEntry, ...]]
+"""Builds the indexes of shards, on saved columns, and says what the shards are then."""
 
 
 class CatalogWriter:
@@ -66,7 +68,7 @@ class CatalogWriter:
     encoder_info
         The model that makes the embeddings.
     rows_per_shard
-        A shard is closed when it holds so many rows; at least 1.
+        A shard is closed when it holds so many rows; at least 1. None: `ROWS_PER_SHARD`.
     columns : "full", "bits" or "codes"
         What to store of the column index; see `SortedColumns`.
     first_row
@@ -78,21 +80,21 @@ class CatalogWriter:
         folder: Path,
         *,
         encoder_info: EncoderInfo,
-        rows_per_shard: int = ROWS_PER_SHARD,
+        rows_per_shard: int | None = None,
         columns: ColumnParts = "full",
         first_row: int = 0,
     ) -> None:
-        if rows_per_shard < 1:
+        if rows_per_shard is not None and rows_per_shard < 1:
             raise CatalogError(f"expected rows_per_shard >= 1, got {rows_per_shard}")
         optional_files(columns)  # raises where it is unknown, before the work starts
         self.folder = folder
         self.encoder_info = encoder_info
         self.n_rows = 0
         self._first_row = first_row
-        self._rows_per_shard = rows_per_shard
-        self._columns = columns
-        self._shards: list[tuple[Path, int, int]] = []
-        self._open: _ShardWriter | None = None
+        self.rows_per_shard = rows_per_shard
+        self.columns: ColumnParts = columns
+        self._shards: list[WrittenShard] = []
+        self._open: ShardWriter | None = None
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -106,7 +108,7 @@ class CatalogWriter:
     ) -> None:
         """Close open files, also after an error."""
         if self._open is not None:
-            self._open.close_files()
+            self._open.close()
 
     def append(
         self,
@@ -132,10 +134,11 @@ class CatalogWriter:
                 f"expected as many items and thumbnails as embeddings, got {len(items)}, "
                 f"{n_thumbnails} and {len(embeddings)}"
             )
+        rows_per_shard = self.rows_per_shard or ROWS_PER_SHARD
         start = 0
         while start < len(embeddings):
             shard = self._current()
-            stop = min(len(embeddings), start + self._rows_per_shard - shard.n_rows)
+            stop = min(len(embeddings), start + rows_per_shard - shard.n_rows)
             picked = slice(start, stop)
             shard.append(
                 embeddings[picked],
@@ -144,8 +147,20 @@ class CatalogWriter:
             )
             self.n_rows += stop - start
             start = stop
-            if shard.n_rows == self._rows_per_shard:
+            if shard.n_rows == rows_per_shard:
                 self._finish_shard()
+
+    def take(self, folder: Path, n_rows: int) -> None:
+        """Take over a shard that a `ShardWriter` wrote on the same disk, as the next rows.
+
+        Its items get their rows from whatever indexes the shards.
+        """
+        self._finish_shard()
+        place = shard_folder(self.folder, len(self._shards))
+        place.parent.mkdir(exist_ok=True)
+        folder.rename(place)
+        self._shards.append(WrittenShard(place, self._first_row + self.n_rows, n_rows))
+        self.n_rows += n_rows
 
     def finish(
         self,
@@ -156,6 +171,7 @@ class CatalogWriter:
         about: str = "",
         progress: StageProgress | None = None,
         with_map: bool = False,
+        index_shards: IndexShards | None = None,
     ) -> None:
         """Build the indexes and write the manifest; nothing can be appended afterwards.
 
@@ -173,33 +189,23 @@ class CatalogWriter:
             Called now and then.
         with_map
             Compute the map, too.
+        index_shards
+            Builds the indexes elsewhere; None builds them here.
         """
         self._finish_shard()
-        if not self.n_rows:
-            raise CatalogError("expected at least one row, got none")
-        model = self._column_model(text_tower, _labelled(progress, "column choice"))
-        model.save(self.folder)
-        shards = self.finish_shards(model, progress=progress)
-        if with_map:
-            embeddings = [
-                open_array(folder / EMBEDDINGS_FILE, dtype=np.float16)
-                for folder, _, _ in self._shards
-            ]
-            save_map(self.folder, compute_map(embeddings, progress=_labelled(progress, "map")))
-        _write_skipped(self.folder / SKIPPED_FILE, skipped)
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            encoder=asdict(self.encoder_info),
-            n_rows=self.n_rows,
-            column_model_hash=model.hash,
-            n_columns=model.n_columns,
-            pieces=_pieces(self.folder),
-            shards=shards,
-            source_root=str(source_root) if source_root is not None else None,
+        finish_catalog(
+            self.folder,
+            self._shards,
+            encoder_info=self.encoder_info,
+            index_shards=index_shards
+            or (lambda model, _: self.finish_shards(model, progress=progress)),
+            text_tower=text_tower,
+            skipped=skipped,
+            source_root=source_root,
             about=about,
-            created=_created(),
+            progress=progress,
+            with_map=with_map,
         )
-        write_json(self.folder / MANIFEST_FILE, manifest.to_dict())
 
     def finish_shards(
         self,
@@ -214,8 +220,9 @@ class CatalogWriter:
         last shard.
         """
         self._finish_shard()
-        for number, (folder, _, _) in enumerate(self._shards):
+        for number, shard in enumerate(self._shards):
             part = f" {number + 1}/{len(self._shards)}" if len(self._shards) > 1 else ""
+            folder = shard.folder
             embeddings = open_array(folder / EMBEDDINGS_FILE, dtype=np.float16)
             build_vector_index(
                 embeddings,
@@ -226,105 +233,103 @@ class CatalogWriter:
                 embeddings,
                 model,
                 folder,
-                columns=self._columns,
+                columns=self.columns,
                 progress=_labelled(progress, f"column index{part}"),
             )
         if skipped and self._shards:
-            _write_skipped(self._shards[-1][0] / SKIPPED_FILE, skipped)
+            write_skipped(self._shards[-1].folder / SKIPPED_FILE, skipped)
         return tuple(
-            ShardEntry(folder.relative_to(self.folder).as_posix(), first, n_rows, _pieces(folder))
-            for folder, first, n_rows in self._shards
+            shard_entry(self.folder, shard, describe_files(shard.folder)) for shard in self._shards
         )
 
-    def _current(self) -> _ShardWriter:
+    def _current(self) -> ShardWriter:
         if self._open is None:
-            folder = self.folder / "shards" / f"{len(self._shards):04d}"
-            self._open = _ShardWriter(
-                folder, first_row=self._first_row + self.n_rows, dim=self.encoder_info.dim
-            )
+            folder = shard_folder(self.folder, len(self._shards))
+            folder.parent.mkdir(exist_ok=True)
+            self._open = ShardWriter(folder, dim=self.encoder_info.dim)
         return self._open
 
     def _finish_shard(self) -> None:
         if self._open is not None:
-            self._open.finish()
-            self._shards.append((self._open.folder, self._open.first_row, self._open.n_rows))
+            n_rows = self._open.n_rows
+            first_row = self._first_row + self.n_rows - n_rows
+            self._open.finish(first_row)
+            self._shards.append(WrittenShard(self._open.folder, first_row, n_rows))
             self._open = None
 
-    def _column_model(
-        self, text_tower: TextTower | None, progress: Callable[[int, int], None] | None
-    ) -> ColumnModel:
-        """Fit the columns on an even sample of all shards."""
-        if progress is not None:
-            progress(0, 1)
-        share = max(1, -(-self.n_rows // SAMPLE_ROWS))
-        vectors, captions = [], []
-        for folder, first_row, _ in self._shards:
-            embeddings = open_array(folder / EMBEDDINGS_FILE, dtype=np.float16)
-            local_rows = np.arange(-first_row % share, len(embeddings), share)
-            vectors.append(embeddings[local_rows])
-            known = _captions(folder / ITEMS_FILE, local_rows)
-            rows = (local_rows + first_row).tolist()
-            captions += [text or f"row {row}" for text, row in zip(known, rows, strict=True)]
-        model = default_column_model(
-            np.concatenate(vectors), encoder=text_tower, captions=captions, seed=0
-        )
-        if progress is not None:
-            progress(1, 1)
-        return model
+
+def finish_catalog(
+    folder: Path,
+    shards: Sequence[WrittenShard],
+    *,
+    encoder_info: EncoderInfo,
+    index_shards: IndexShards,
+    text_tower: TextTower | None = None,
+    skipped: Sequence[tuple[str, str]] = (),
+    source_root: Path | None = None,
+    about: str = "",
+    progress: StageProgress | None = None,
+    with_map: bool = False,
+) -> None:
+    """Choose the columns of a new catalog, have its shards indexed, write the rest.
+
+    Parameters
+    ----------
+    folder
+        Of the catalog, with the shards in it.
+    shards
+        All of them, in the order of their rows; at least one.
+    encoder_info, text_tower, skipped, source_root, about, progress, with_map, index_shards
+        See `CatalogWriter`.
+    """
+    if not shards:
+        raise CatalogError("expected at least one row, got none")
+    model = _column_model(shards, text_tower, _labelled(progress, "column choice"))
+    model.save(folder)
+    entries = index_shards(model, shards)
+    if with_map:
+        embeddings = [open_array(s.folder / EMBEDDINGS_FILE, dtype=np.float16) for s in shards]
+        save_map(folder, compute_map(embeddings, progress=_labelled(progress, "map")))
+    write_skipped(folder / SKIPPED_FILE, skipped)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        encoder=asdict(encoder_info),
+        n_rows=shards[-1].first_row + shards[-1].n_rows,
+        column_model_hash=model.hash,
+        n_columns=model.n_columns,
+        pieces=describe_files(folder),
+        shards=entries,
+        source_root=str(source_root) if source_root is not None else None,
+        about=about,
+        created=_created(),
+    )
+    write_json(folder / MANIFEST_FILE, manifest.to_dict())
 
 
-class _ShardWriter:
-    """Writes one shard's embeddings, items and thumbnails."""
-
-    def __init__(self, folder: Path, *, first_row: int, dim: int) -> None:
-        folder.mkdir(parents=True)
-        self.folder = folder
-        self.first_row = first_row
-        self.n_rows = 0
-        self._items: list[pa.Table] = []
-        self._embeddings = ArrayAppender(
-            folder / EMBEDDINGS_FILE, dtype=np.float16, row_shape=(dim,)
-        )
-        self._thumbnails = ThumbnailPackWriter(folder)
-
-    def append(
-        self, embeddings: NDArray[np.floating], items: pa.Table, thumbnails: Sequence[bytes]
-    ) -> None:
-        self._embeddings.append(embeddings)
-        self._items.append(items)
-        for thumbnail in thumbnails:
-            self._thumbnails.append(thumbnail)
-        self.n_rows += len(embeddings)
-
-    def finish(self) -> None:
-        self.close_files()
-        _write_items(self.folder / ITEMS_FILE, self._items, self.first_row, self.n_rows)
-
-    def close_files(self) -> None:
-        self._embeddings.close()
-        self._thumbnails.close()
-
-
-def _write_items(path: Path, tables: Sequence[pa.Table], first_row: int, n_rows: int) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    joined = pa.concat_tables(tables)
-    user_columns = [name for name in joined.column_names if name not in ITEM_COLUMNS]
-    rows = pa.array(np.arange(first_row, first_row + n_rows, dtype=np.int64))
-    ordered = joined.select([*ITEM_COLUMNS[1:], *user_columns]).add_column(0, "row", rows)
-    pq.write_table(ordered, path, compression="zstd", row_group_size=65_536)
-
-
-def _write_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {
-        "uri": pa.array([uri for uri, _ in skipped], pa.string()),
-        "reason": pa.array([reason for _, reason in skipped], pa.string()),
-    }
-    pq.write_table(pa.table(columns), path)
+def _column_model(
+    shards: Sequence[WrittenShard],
+    text_tower: TextTower | None,
+    progress: Callable[[int, int], None] | None,
+) -> ColumnModel:
+    """Fit the columns on an even sample of all shards."""
+    if progress is not None:
+        progress(0, 1)
+    n_rows = shards[-1].first_row + shards[-1].n_rows
+    share = max(1, -(-n_rows // SAMPLE_ROWS))
+    vectors, captions = [], []
+    for shard in shards:
+        embeddings = open_array(shard.folder / EMBEDDINGS_FILE, dtype=np.float16)
+        local_rows = np.arange(-shard.first_row % share, len(embeddings), share)
+        vectors.append(embeddings[local_rows])
+        known = _captions(shard.folder / ITEMS_FILE, local_rows)
+        rows = (local_rows + shard.first_row).tolist()
+        captions += [text or f"row {row}" for text, row in zip(known, rows, strict=True)]
+    model = default_column_model(
+        np.concatenate(vectors), encoder=text_tower, captions=captions, seed=0
+    )
+    if progress is not None:
+        progress(1, 1)
+    return model
 
 
 def _captions(path: Path, local_rows: NDArray[np.int64]) -> list[str]:
@@ -333,24 +338,6 @@ def _captions(path: Path, local_rows: NDArray[np.int64]) -> list[str]:
     column = pq.read_table(path, columns=["caption"]).column("caption")
     captions: list[str] = column.take(local_rows).to_pylist()
     return captions
-
-
-def _pieces(folder: Path) -> dict[str, Piece]:
-    """Describe the files directly in a folder."""
-    return {file.name: describe_piece(file) for file in _files(folder)}
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (entry for entry in sorted(folder.iterdir()) if entry.is_file())
-
-
-def describe_piece(file: Path) -> Piece:
-    """Return what a manifest says of a file; reads all of it."""
-    shape, dtype = None, None
-    if file.suffix == ".npy":
-        shape, array_dtype = array_header(file)
-        dtype = array_dtype.str
-    return Piece(file.stat().st_size, fingerprint(file), checksum(file), shape, dtype)
 
 
 def _created() -> dict[str, str]:

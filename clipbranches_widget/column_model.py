@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ SAMPLE_ROWS = 50_000
 
 _N_BUCKETS = 16_384
 _UNCLEAR = N_CODES
+_ANCHOR_STEPS = 2.0**28
+_PRODUCT_ROWS = 2048
 
 
 class TextTower(Protocol):
@@ -84,9 +87,12 @@ class ColumnModel:
         return tuple(Coder(edges) for edges in self.edges)
 
     def values(self, embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return the column values of (n, dim) embeddings: (n, D) float32 similarities."""
-        out: NDArray[np.float32] = np.asarray(embeddings, dtype=np.float32) @ self.anchors.T
-        return out
+        """Return the column values of (n, dim) embeddings: (n, D) float32 similarities.
+
+        Of float16 rows of norm 1 they are exact, so that a row has the same code whatever rows
+        are around it, on any number of threads and on any machine; see `exact_products`.
+        """
+        return exact_products(embeddings, self.anchors)
 
     def codes(self, embeddings: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Return the codes of (n, dim) embeddings: (D, n) uint8, one contiguous row a column."""
@@ -214,14 +220,40 @@ def default_column_model(
         concepts = vocabulary()
         vectors = encoder.encode_text(concepts)
         wanted = n_columns - n_columns // 2 if n_concepts is None else min(n_concepts, n_columns)
-        kept = spread_columns(sample[:10_000] @ vectors.T, wanted)
+        with _one_blas_thread():
+            kept = spread_columns(sample[:10_000] @ vectors.T, wanted)
         names, anchors = tuple(concepts[i] for i in kept), vectors[kept]
         if wanted < n_columns:
             centroids = _centroids(sample, n_columns - wanted, seed)
             names += _named_by_concepts(centroids - sample.mean(axis=0), concepts, vectors)
             anchors = np.concatenate([anchors, centroids])
     anchors = np.ascontiguousarray(anchors, dtype=np.float32)
-    return ColumnModel(kind, names, anchors, equi_depth_edges(sample @ anchors.T))
+    return ColumnModel(kind, names, anchors, equi_depth_edges(exact_products(sample, anchors)))
+
+
+def exact_products(
+    embeddings: NDArray[np.floating], anchors: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return ``embeddings @ anchors.T``, each number rounded once: (n, D) float32.
+
+    With float32 sums, the last bit of half of the products depends on how many rows are multiplied
+    at once, and where among them a row is. Elements of float16 rows of norm 1 are multiples of
+    2**-24; with anchors rounded to multiples of 2**-28 float64 holds every partial sum, in any
+    order.
+
+    Parameters
+    ----------
+    embeddings : (n, dim) float16, or float32 with the values of float16
+        Norm 1; other values are as exact as float64 gets.
+    anchors : (D, dim) float32
+        Norm 1.
+    """
+    on_grid = np.rint(anchors.T.astype(np.float64) * _ANCHOR_STEPS) / _ANCHOR_STEPS
+    out = np.empty((len(embeddings), len(anchors)), dtype=np.float32)
+    for start in range(0, len(embeddings), _PRODUCT_ROWS):
+        block = slice(start, start + _PRODUCT_ROWS)
+        out[block] = np.asarray(embeddings[block], dtype=np.float64) @ on_grid
+    return out
 
 
 def equi_depth_edges(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -272,13 +304,20 @@ def spread_columns(values: NDArray[np.float32], n_columns: int) -> NDArray[np.in
     return np.array(kept or [0], dtype=np.int64)
 
 
+def _one_blas_thread() -> AbstractContextManager[Any]:
+    """Compute products on one thread: with more, their last bits depend on how many."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limits
+
+
 def _centroids(sample: NDArray[np.float32], n_centroids: int, seed: int) -> NDArray[np.float32]:
     """Cluster the sample: unit-norm centroids, at most `n_centroids`."""
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
-    distinct = np.unique(sample, axis=0)
-    if len(distinct) <= n_centroids:
+    if (distinct := _few_distinct(sample, n_centroids)) is not None:
         centroids = distinct
     else:
         kmeans = MiniBatchKMeans(n_centroids, random_state=seed, n_init=1, batch_size=4096)
@@ -289,6 +328,15 @@ def _centroids(sample: NDArray[np.float32], n_centroids: int, seed: int) -> NDAr
         centroids / np.where(norms > 0, norms, 1), dtype=np.float32
     )
     return unit
+
+
+def _few_distinct(sample: NDArray[np.float32], n_most: int) -> NDArray[np.float32] | None:
+    """Return the distinct rows, sorted, where they are `n_most` at most, else None."""
+    for rows in (sample[: 4 * n_most], sample):  # sorting all of them is slow, and hardly needed
+        distinct: NDArray[np.float32] = np.unique(rows, axis=0)
+        if len(distinct) > n_most:
+            return None
+    return distinct
 
 
 def _named_by_captions(

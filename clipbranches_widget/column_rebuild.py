@@ -24,7 +24,6 @@ import numpy as np
 from clipbranches_widget.array_build import ArrayBuild, ArrayFile
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.catalog_lock import only_writer
-from clipbranches_widget.catalog_writer import describe_piece
 from clipbranches_widget.column_build import (
     BUILD_FORMAT,
     Progress,
@@ -36,6 +35,7 @@ from clipbranches_widget.errors import CatalogCorruptError
 from clipbranches_widget.file_lock import sync_folder
 from clipbranches_widget.integrity import MANIFEST_FILE, read_manifest
 from clipbranches_widget.manifest import Manifest, ShardEntry
+from clipbranches_widget.shard_writer import describe_piece
 from clipbranches_widget.sorted_columns import (
     CODES_FILE,
     OFFSETS_FILE,

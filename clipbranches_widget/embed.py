@@ -90,6 +90,7 @@ def embed_images(
     thumbnail_size: int = THUMBNAIL_PX,
     max_pixels: int = MAX_PIXELS,
     known: Known | None = None,
+    whole_batches: bool = False,
 ) -> Generator[EmbeddedBatch, None, None]:
     """Yield the embeddings of images, batch by batch.
 
@@ -116,6 +117,9 @@ def embed_images(
         Larger images are skipped.
     known
         Says which contents to skip; they are not decoded, or at least not embedded.
+    whole_batches
+        Fill up a batch that is not full, as the last, with copies: the model then computes it
+        as it would inside a longer list, to the last bit.
 
     Raises
     ------
@@ -155,6 +159,7 @@ def embed_images(
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="clipbranches-decode")
     ready: list[tuple[int, _Ready]] = []
     skipped: list[tuple[int, str]] = []
+    n_filled = batch_size if whole_batches else 0
     try:
         for image in islice(waiting, 2 * batch_size + n_threads):
             window.append(pool.submit(prepare, image))
@@ -169,10 +174,10 @@ def embed_images(
                 ready.append((position, outcome))
             position += 1
             if len(ready) == batch_size or len(skipped) == _MAX_SKIPPED:
-                yield _embed(encoder, ready, skipped)
+                yield _embed(encoder, ready, skipped, n_filled)
                 ready, skipped = [], []
         if ready or skipped:
-            yield _embed(encoder, ready, skipped)
+            yield _embed(encoder, ready, skipped, n_filled)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -185,12 +190,17 @@ def _taken(outcome: _Ready | str, known: Known | None) -> _Ready | str:
 
 
 def _embed(
-    encoder: Encoder, ready: list[tuple[int, _Ready]], skipped: list[tuple[int, str]]
+    encoder: Encoder,
+    ready: list[tuple[int, _Ready]],
+    skipped: list[tuple[int, str]],
+    n_filled: int,
 ) -> EmbeddedBatch:
     images = [image for _, image in ready]
+    tensors = [image.tensor for image in images]
+    tensors += tensors[-1:] * (n_filled - len(tensors))
     return EmbeddedBatch(
         positions=np.asarray([position for position, _ in ready], np.int64),
-        embeddings=encoder.encode_tensors([image.tensor for image in images]),
+        embeddings=encoder.encode_tensors(tensors)[: len(images)],
         widths=np.asarray([image.width for image in images], np.int32),
         heights=np.asarray([image.height for image in images], np.int32),
         content_hashes=tuple(image.content_hash for image in images),

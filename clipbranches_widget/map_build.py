@@ -14,10 +14,10 @@ from pathlib import Path
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.catalog_lock import only_writer
 from clipbranches_widget.catalog_map import compute_map, save_map
-from clipbranches_widget.catalog_writer import describe_piece
 from clipbranches_widget.errors import CatalogCorruptError, CatalogError
 from clipbranches_widget.integrity import MANIFEST_FILE, check_catalog, read_manifest
 from clipbranches_widget.map_layout import MAX_POINTS
+from clipbranches_widget.shard_writer import describe_piece
 from clipbranches_widget.stage_bars import StageBars, StageProgress
 from clipbranches_widget.storage import write_json
 

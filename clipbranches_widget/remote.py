@@ -12,11 +12,12 @@ import glob
 import itertools
 import os
 import re
+import shutil
 import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -39,6 +40,8 @@ DRIVERS = {
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 15, 60
 """How long a web server may take to answer, and to send the next bytes."""
+
+_COPY_BYTES = 2**22
 
 PROTOCOLS = frozenset((*DRIVERS, "file", "memory", "tar", "zip"))
 
@@ -115,6 +118,61 @@ def open_file(reference: str) -> IO[bytes]:
     except driver_errors() as error:
         raise CatalogError(f"{reference}: cannot be read: {reason(error)}") from error
     return file
+
+
+def current_bytes(url: str) -> bytes | None:
+    """Return the content of a small remote file as it is now; None where there is none.
+
+    Raises
+    ------
+    CatalogError
+        It cannot be read; the message is the reason.
+    MissingPackageError
+        The protocol's driver is not installed.
+    """
+    filesystem, path = _filesystem(url)
+    try:
+        filesystem.invalidate_cache()  # what was listed or asked before may have changed
+        data: bytes = filesystem.cat_file(path)
+    except FileNotFoundError:
+        return None
+    except driver_errors() as error:
+        raise CatalogError(f"{url}: cannot be read: {reason(error)}") from error
+    return data
+
+
+def copy_here(url: str, file: Path) -> None:
+    """Write the content of a remote file to a new local one; raises as `open_file` does."""
+    with open_file(url) as stream, file.open("wb") as target:
+        try:
+            shutil.copyfileobj(stream, target, _COPY_BYTES)
+        except driver_errors() as error:
+            raise CatalogError(f"{url}: cannot be read: {reason(error)}") from error
+
+
+def copy_there(file: Path, url: str) -> None:
+    """Write a local file to a URL.
+
+    Raises
+    ------
+    CatalogError
+        It cannot be written; the message is the reason.
+    """
+    filesystem, path = _filesystem(url)
+    try:
+        filesystem.put_file(str(file), path)
+    except driver_errors() as error:
+        raise CatalogError(
+            f"{url}: cannot be written: {reason(error)}; check the place and the rights to it"
+        ) from error
+
+
+def remove_there(urls: Sequence[str]) -> None:
+    """Delete remote files, as far as they are there and that is possible."""
+    for url in urls:
+        filesystem, path = _filesystem(url)
+        with contextlib.suppress(*driver_errors()):
+            filesystem.rm_file(path)
 
 
 def read_text(reference: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from clipbranches_widget.cells import cell_uri, read_cell, unsaved_uri
 from clipbranches_widget.errors import CatalogError, ImageReadError
 from clipbranches_widget.remote import join, read_text
 from clipbranches_widget.source_parquet import open_table
-from clipbranches_widget.source_table import Chunk, cell_bytes
+from clipbranches_widget.source_table import Chunk, ImageSource, TableSource, cell_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,6 +106,7 @@ class DatasetSource:
         )
         self._files = _files(dataset, self._layout.image) if self._layout.has_bytes else ()
         self._rows = _rows(dataset)
+        self._first = 0
 
     @property
     def root(self) -> Path | None:
@@ -129,14 +131,32 @@ class DatasetSource:
             )
             first += len(table)
 
+    def part(self, start: int, stop: int, file: Path) -> ImageSource:
+        """Return some lines; see `DivisibleSource`. Those of a data set in memory are written."""
+        part = copy(self)
+        part._dataset = self._dataset.select(range(start, stop))  # noqa: SLF001 - its own class
+        part._rows = None if self._rows is None else self._rows[start:stop]  # noqa: SLF001
+        part._first = self._first + start  # noqa: SLF001
+        return part if self._dataset.cache_files else part._listed(file)  # noqa: SLF001
+
+    def _listed(self, file: Path) -> ImageSource:
+        """Write the lines and their images to a file: a pickled slice holds the whole table."""
+        import pyarrow as pa
+
+        lines = pa.concat_tables(chunk.table for chunk in self.chunks())
+        column = self._layout.image
+        images = self._dataset.with_format("arrow", columns=[column])[:].column(column)
+        source = TableSource(lines, images=images if self._layout.has_bytes else None)
+        return source.part(0, len(lines), file)
+
     def _uri(self, line: int) -> str:
         """Return where the image in a line of the data set is."""
-        row = line if self._rows is None else int(self._rows[line])
+        row = self._first + line if self._rows is None else int(self._rows[line])
         for file, n_rows in self._files:
             if row < n_rows:
                 return cell_uri("arrow", self._layout.image, row, file)
             row -= n_rows
-        return unsaved_uri(self._layout.image, line)
+        return unsaved_uri(self._layout.image, self._first + line)
 
 
 def _files(dataset: Any, column: str) -> Sequence[tuple[str, int]]:

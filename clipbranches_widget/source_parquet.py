@@ -10,7 +10,7 @@ the first image is read. An image whose bytes are in a file is later found by th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from clipbranches_widget.arrow_layout import Layout, chunk_of, find_layout, kept
 from clipbranches_widget.cells import arrow_batches, arrow_schema, cell_uri
 from clipbranches_widget.errors import CatalogError
 from clipbranches_widget.remote import driver_errors, open_file, parent, reason
-from clipbranches_widget.source_table import Chunk
+from clipbranches_widget.source_table import Chunk, ImageSource
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,8 +43,10 @@ class TableFile:
     schema: pa.Schema
     n_rows: int
 
-    def batches(self, columns: list[str]) -> Generator[pa.Table, None, None]:
-        """Yield the lines of the file, some at a time.
+    def batches(
+        self, columns: list[str], start: int = 0, stop: int | None = None
+    ) -> Generator[pa.Table, None, None]:
+        """Yield the lines ``start <= line < stop`` of the file, some at a time.
 
         Raises
         ------
@@ -54,20 +56,22 @@ class TableFile:
         import pyarrow as pa
 
         try:
-            yield from self._batches(columns)
+            yield from self._batches(columns, start, self.n_rows if stop is None else stop)
         except (*driver_errors(), pa.ArrowException) as error:
             raise _damaged(self.file, error) from error
 
-    def _batches(self, columns: list[str]) -> Iterator[pa.Table]:
+    def _batches(self, columns: list[str], start: int, stop: int) -> Iterator[pa.Table]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         if self.kind == "parquet":
             with open_file(self.file) as stream, _parquet(pq, stream) as file:
-                for batch in file.iter_batches(_batch_rows(file.metadata), columns=columns):
+                groups, first = _groups(file.metadata, start, stop)
+                read = file.iter_batches(_batch_rows(file.metadata), groups, columns=columns)
+                for batch in _between(read, first, start, stop):
                     yield pa.Table.from_batches([batch])
         else:
-            for batch in arrow_batches(self.file):
+            for batch in _between(arrow_batches(self.file), 0, start, stop):
                 yield pa.Table.from_batches([batch]).select(columns)
 
 
@@ -157,9 +161,53 @@ class TableFilesSource:
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the lines of all files, some at a time."""
+        return self._part(0, self.n_images).chunks()
+
+    def part(self, start: int, stop: int, file: Path) -> ImageSource:  # noqa: ARG002 - a protocol
+        """Return some lines; see `DivisibleSource`. Nothing is written."""
+        return self._part(start, stop)
+
+    def _part(self, start: int, stop: int) -> TableLines:
+        spans = []
+        first = 0
         for table, layout in zip(self._files, self._layouts, strict=True):
-            first = 0
-            with closing(table.batches(layout.columns)) as batches:
+            low, high = max(start - first, 0), min(stop - first, table.n_rows)
+            if low < high:
+                spans.append((table, layout, low, high))
+            first += table.n_rows
+        return TableLines(tuple(spans), self._schema)
+
+
+@dataclass(frozen=True, slots=True)
+class TableLines:
+    """Images in some lines of Parquet or Arrow files, with the columns of all of them.
+
+    Attributes
+    ----------
+    spans
+        File, what its columns are for, first line, and the line after the last.
+    schema
+        The user's columns.
+    """
+
+    spans: tuple[tuple[TableFile, Layout, int, int], ...]
+    schema: pa.Schema
+
+    @property
+    def root(self) -> Path | None:
+        """None: all uris are absolute."""
+        return None
+
+    @property
+    def n_images(self) -> int:
+        """Lines of all files."""
+        return sum(stop - start for _, _, start, stop in self.spans)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the lines, some at a time."""
+        for table, layout, start, stop in self.spans:
+            first = start
+            with closing(table.batches(layout.columns, start, stop)) as batches:
                 for batch in batches:
                     chunk = chunk_of(
                         batch,
@@ -167,9 +215,9 @@ class TableFilesSource:
                         cell_uri=partial(_cell, table, layout, first),
                         folder=parent(table.file),
                     )
-                    yield Chunk(with_schema(chunk.table, self._schema), chunk.images)
+                    yield Chunk(with_schema(chunk.table, self.schema), chunk.images)
                     first += len(batch)
-            if first != table.n_rows:
+            if first != stop:
                 raise CatalogError(
                     f"{table.file}: expected {table.n_rows} lines, as its footer says, got {first}"
                 )
@@ -212,6 +260,32 @@ def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
         else:
             columns[field.name] = pa.nulls(len(table), field.type)
     return pa.table(columns)
+
+
+def _groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:
+    """Return the row groups of a Parquet file that hold some lines, and the first line of them."""
+    kept: list[int] = []
+    first, kept_from = 0, 0
+    for number in range(metadata.num_row_groups):
+        n_rows = metadata.row_group(number).num_rows
+        if first < stop and first + n_rows > start:
+            kept_from = kept_from if kept else first
+            kept.append(number)
+        first += n_rows
+    return kept, kept_from
+
+
+def _between(
+    batches: Iterable[pa.RecordBatch], first: int, start: int, stop: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the lines ``start <= line < stop`` of batches, of which the first starts at `first`."""
+    for batch in batches:
+        if first >= stop:
+            return
+        low, high = max(start - first, 0), min(stop - first, len(batch))
+        if low < high:
+            yield batch.slice(low, high - low)
+        first += len(batch)
 
 
 def _cell(table: TableFile, layout: Layout, first: int, line: int) -> str:

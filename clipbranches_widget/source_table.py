@@ -39,6 +39,7 @@ N_READERS = 32
 """Remote images that are fetched at the same time, from one or many servers."""
 
 _CHUNK_ROWS = 4096
+_IMAGE_ROWS = 64
 _SEPARATORS = re.compile(r"[_\-.+\s]+")
 
 
@@ -79,6 +80,18 @@ class ImageSource(Protocol):
         """
 
 
+class DivisibleSource(ImageSource, Protocol):
+    """A source of which other machines can read parts."""
+
+    def part(self, start: int, stop: int, file: Path) -> ImageSource:
+        """Return the images ``start <= i < stop`` as a source of its own, which can be pickled.
+
+        What it needs and cannot read from the files of the source (the lines of a table in
+        memory) is written to `file`, which must not exist; where there is no such thing, it is not
+        made.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class TableSource:
     """Images that a table in memory lists.
@@ -110,6 +123,63 @@ class TableSource:
                 yield Chunk(part)
             else:
                 yield Chunk(part, cell_bytes(self.images.slice(start, _CHUNK_ROWS)))
+
+    def part(self, start: int, stop: int, file: Path) -> ImageSource:
+        """Write some lines of the table to a file; see `DivisibleSource`."""
+        lines = self.table.slice(start, stop - start)
+        if self.images is not None:
+            lines = lines.append_column("images", self.images.slice(start, stop - start))
+        write_lines(file, lines, batch_rows=_CHUNK_ROWS if self.images is None else _IMAGE_ROWS)
+        return StoredLines(file, stop - start, self.root, has_images=self.images is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLines:
+    """Images that an Arrow file lists, read a batch at a time.
+
+    Attributes
+    ----------
+    file
+        From `write_lines`: uri and caption, the user's columns, then the image where `has_images`.
+    n_images
+        Its lines.
+    root
+        Folder that relative uris start from; None where they are absolute.
+    has_images
+        Whether the last column holds the image, or the uris are to be read.
+    """
+
+    file: Path
+    n_images: int
+    root: Path | None
+    has_images: bool
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the lines of the file."""
+        for lines in stored_lines(self.file):
+            if self.has_images:
+                last = lines.num_columns - 1
+                yield Chunk(lines.select(range(last)), cell_bytes(lines.column(last)))
+            else:
+                yield Chunk(lines)
+
+
+def write_lines(file: Path, lines: pa.Table, *, batch_rows: int = _CHUNK_ROWS) -> None:
+    """Write a table as an Arrow file, in batches of so many rows."""
+    import pyarrow as pa
+
+    with pa.ipc.new_file(str(file), lines.schema) as writer:
+        writer.write_table(lines, max_chunksize=batch_rows)
+
+
+def stored_lines(file: Path) -> Iterator[pa.Table]:
+    """Yield what `write_lines` wrote, a batch at a time; not mapped, so that it may be deleted."""
+    import pyarrow as pa
+
+    with pa.OSFile(str(file)) as source:
+        reader = pa.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            yield pa.Table.from_batches([reader.get_batch(number)])
 
 
 class RowStream:

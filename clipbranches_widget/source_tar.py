@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,13 @@ from clipbranches_widget.errors import CatalogError
 from clipbranches_widget.images import Encoded
 from clipbranches_widget.json_columns import JsonColumns, as_text
 from clipbranches_widget.remote import local_path, open_file
-from clipbranches_widget.source_table import Chunk, with_captions
+from clipbranches_widget.source_table import (
+    Chunk,
+    ImageSource,
+    stored_lines,
+    with_captions,
+    write_lines,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,14 +147,38 @@ class TarSource:
         """Yield the samples of all archives, some at a time."""
         first = 0
         for archive in self._archives:
-            images = self._images(archive)
+            images = _images(archive.file, plain=archive.plain, spans=archive.spans)
             for start in range(0, len(archive.members), _CHUNK_ROWS):
-                members = archive.members.slice(start, _CHUNK_ROWS).to_pylist()
-                uris = [member_uri("tar", name, archive.file) for name in members]
-                captions = self._captions.slice(first + start, len(members)).to_pylist()
-                rest = self._rest.slice(first + start, len(members))
-                yield Chunk(with_captions(uris, captions, rest), (next(images) for _ in members))
+                lines = self._lines(archive, start, _CHUNK_ROWS, first + start)
+                yield Chunk(lines, islice(images, len(lines)))
             first += len(archive.members)
+
+    def part(self, start: int, stop: int, file: Path) -> ImageSource:
+        """Write some samples without their images to a file; see `DivisibleSource`."""
+        import pyarrow as pa
+
+        tables: list[pa.Table] = []
+        archives: list[tuple[str, bool, int]] = []
+        first = 0
+        for archive in self._archives:
+            n_members = len(archive.members)
+            low, high = max(start - first, 0), min(stop - first, n_members)
+            if low < high:
+                lines = self._lines(archive, low, high - low, first + low)
+                for number, name in enumerate(("offset", "bytes")):
+                    lines = lines.append_column(name, pa.array(archive.spans[low:high, number]))
+                tables.append(lines)
+                archives.append((archive.file, archive.plain, high - low))
+            first += n_members
+        write_lines(file, pa.concat_tables(tables))
+        return StoredSamples(file, stop - start, tuple(archives))
+
+    def _lines(self, archive: _Archive, start: int, n_rows: int, first: int) -> pa.Table:
+        """Return samples of an archive from its `start` on, which is `first` of all."""
+        members = archive.members.slice(start, n_rows).to_pylist()
+        uris = [member_uri("tar", name, archive.file) for name in members]
+        captions = self._captions.slice(first, len(members)).to_pylist()
+        return with_captions(uris, captions, self._rest.slice(first, len(members)))
 
     def _scan(self, file: str, found: set[str], captions: list[pa.Array]) -> int:
         """Note all samples of an archive; returns how many have no image."""
@@ -193,22 +224,61 @@ class TarSource:
         sample.values |= sample.texts
         return said
 
-    def _images(self, archive: _Archive) -> Iterator[Encoded]:
-        """Yield the images of an archive in order, or how to read them."""
-        path = local_path(archive.file)
-        if archive.plain and path is not None:
-            for offset, n_bytes in archive.spans.tolist():
-                yield partial(read_span, path, offset, n_bytes)
-            return
-        wanted = iter(archive.spans[:, 0].tolist())
-        offset = next(wanted, None)
-        with open_file(archive.file) as stream, closing(walk_tar(stream, archive.file)) as members:
-            for info, tar in members:
-                if info.offset_data == offset:
-                    yield _content(tar, info)
-                    offset = next(wanted, None)
-        if offset is not None:
-            raise CatalogError(f"{archive.file}: changed while it was read; start again")
+
+@dataclass(frozen=True, slots=True)
+class StoredSamples:
+    """Samples that an Arrow file lists, in the archives that they come from.
+
+    Attributes
+    ----------
+    file
+        uri and caption, the user's columns, then where the image lies in its archive.
+    n_images
+        Its lines.
+    archives
+        Reference, whether it is not compressed, and how many lines are of it: in their order.
+    """
+
+    file: Path
+    n_images: int
+    archives: tuple[tuple[str, bool, int], ...]
+
+    @property
+    def root(self) -> Path | None:
+        """None: all uris are absolute."""
+        return None
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the samples, an archive at a time."""
+        import pyarrow as pa
+
+        stored = pa.concat_tables(stored_lines(self.file))
+        places = stored.num_columns - 2
+        first = 0
+        for name, plain, n_rows in self.archives:
+            lines = stored.slice(first, n_rows)
+            spans = np.stack([lines.column(places + i).to_numpy() for i in (0, 1)], axis=1)
+            yield Chunk(lines.select(range(places)), _images(name, plain=plain, spans=spans))
+            first += n_rows
+
+
+def _images(file: str, *, plain: bool, spans: NDArray[np.int64]) -> Iterator[Encoded]:
+    """Yield images of an archive in order, or how to read them; spans are (n, 2)."""
+    path = local_path(file)
+    if plain and path is not None:
+        for offset, n_bytes in spans.tolist():
+            yield partial(read_span, path, offset, n_bytes)
+        return
+    wanted = iter(spans[:, 0].tolist())
+    offset = next(wanted, None)
+    with open_file(file) as stream, closing(walk_tar(stream, file)) as members:
+        for info, tar in members:
+            if info.offset_data == offset:
+                yield _content(tar, info)
+                offset = next(wanted, None)
+                if offset is None:
+                    return
+    raise CatalogError(f"{file}: changed while it was read; start again")
 
 
 def _samples(

@@ -62,7 +62,7 @@ from clipbranches_widget.source_parquet import (
 from clipbranches_widget.source_table import (
     MEASURED_COLUMNS,
     RESULT_COLUMNS,
-    ImageSource,
+    DivisibleSource,
     TableSource,
     arrow_table,
     items_table,
@@ -114,7 +114,7 @@ class Found:
 
 def image_source(
     source: Source, *, image_column: str | None = None, caption_column: str | None = None
-) -> ImageSource:
+) -> DivisibleSource:
     """Return the images of any supported source; see the module.
 
     Parameters
