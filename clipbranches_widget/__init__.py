@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from clipbranches_widget.catalog_append import Appended, append, append_embeddings
     from clipbranches_widget.catalog_compact import compact
     from clipbranches_widget.catalog_remove import remove
+    from clipbranches_widget.catalog_store import copy_catalog
     from clipbranches_widget.column_export import export_columns
     from clipbranches_widget.column_rebuild import rebuild_columns
     from clipbranches_widget.concept import Concept
     from clipbranches_widget.demo_catalog import demo
     from clipbranches_widget.diagnostics import doctor
+    from clipbranches_widget.duplicate_search import near_duplicates
     from clipbranches_widget.encoder import OpenClipEncoder, bundled_encoder
     from clipbranches_widget.errors import ClipBranchesError
     from clipbranches_widget.explorer import Explorer
@@ -41,6 +43,7 @@ _HOME = {
     "append": "catalog_append",
     "append_embeddings": "catalog_append",
     "compact": "catalog_compact",
+    "copy_catalog": "catalog_store",
     "remove": "catalog_remove",
     "Concept": "concept",
     "export_columns": "column_export",
@@ -58,6 +61,7 @@ _HOME = {
     "doctor": "diagnostics",
     "from_embeddings": "ingest",
     "index": "ingest",
+    "near_duplicates": "duplicate_search",
     "open": "catalog",
     "rebuild_columns": "column_rebuild",
 }
@@ -78,11 +82,13 @@ __all__ = [
     "build_map",
     "bundled_encoder",
     "compact",
+    "copy_catalog",
     "demo",
     "doctor",
     "export_columns",
     "from_embeddings",
     "index",
+    "near_duplicates",
     "open",
     "rebuild_columns",
     "remove",

@@ -36,7 +36,7 @@ from clipbranches_widget.labels import LabelSet
 from clipbranches_widget.session_results import digest
 
 if TYPE_CHECKING:
-    from clipbranches_widget.catalog_index import CatalogIndex
+    from clipbranches_widget.index_protocol import Index
     from clipbranches_widget.result import Result
 
 Rows = NDArray[np.int64]
@@ -203,14 +203,12 @@ class Audit:
         return ~np.isin(rows, np.concatenate(inside))
 
 
-def propose(
-    index: CatalogIndex, result: Result, labels: LabelSet, *, n: int = 60, seed: int = 0
-) -> Audit:
+def propose(index: Index, result: Result, labels: LabelSet, *, n: int = 60, seed: int = 0) -> Audit:
     """Draw a stratified random sample of rows that tells how good an answer is.
 
     Parameters
     ----------
-    index : CatalogIndex
+    index : Index
         The opened catalog.
     result : Result
         The finished answer of a round; a slice of it is audited as an answer of its own.
@@ -298,7 +296,7 @@ def _n_boundary(n_answer: int) -> int:
     return int(np.clip(n_answer, MIN_BOUNDARY, MAX_BOUNDARY))
 
 
-def _next_rows(index: CatalogIndex, result: Result, taken: Rows, n: int) -> Rows:
+def _next_rows(index: Index, result: Result, taken: Rows, n: int) -> Rows:
     """Return up to `n` rows that are not taken, by the teacher's score, ties by row.
 
     Among the rows that the round scored and the vector index's nearest to the teacher's direction.
@@ -309,7 +307,7 @@ def _next_rows(index: CatalogIndex, result: Result, taken: Rows, n: int) -> Rows
     near, _ = index.nearest(teacher.direction, n + n_taken)
     near = np.setdiff1d(near, result.pool.rows)
     rows = np.concatenate([result.pool.rows, near])
-    scores = np.concatenate([result.pool.scores, teacher.scores(index.embeddings(near))])
+    scores = np.concatenate([result.pool.scores, teacher.score_of(index.logits(teacher, near))])
     is_free = ~np.isin(rows, taken)
     rows, scores = rows[is_free], scores[is_free]
     best: Rows = rows[np.lexsort((rows, -scores))[:n]]

@@ -113,6 +113,10 @@ class ColumnIndex:
         Threads that answer queries, shared by all of them; default: one a core.
     removed : (m,) int64, optional
         Rows that no answer holds or counts, ascending.
+    first_rows : sequence of int, optional
+        The catalog row of each shard's row 0, ascending, where these are not all shards.
+    loader : EngineLoader, optional
+        To share one.
     """
 
     def __init__(
@@ -121,12 +125,16 @@ class ColumnIndex:
         *,
         n_threads: int | None = None,
         removed: NDArray[np.int64] | None = None,
+        first_rows: Sequence[int] | None = None,
+        loader: EngineLoader | None = None,
     ) -> None:
         self.shards = tuple(shards)
         self.n_threads = n_threads or n_cores()
-        self.loader = EngineLoader()
+        self.loader = EngineLoader() if loader is None else loader
         sizes = [shard.n_rows for shard in self.shards]
-        self.first_rows: list[int] = np.cumsum([0, *sizes[:-1]]).tolist()
+        self.first_rows: list[int] = (
+            np.cumsum([0, *sizes[:-1]]).tolist() if first_rows is None else list(first_rows)
+        )
         self._removed = np.empty(0, dtype=np.int64) if removed is None else removed
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="clipbranches-query")
 
@@ -358,7 +366,8 @@ class ColumnIndex:
 
 
 def join_parts(parts: Sequence[BoxPart], n_boxes: int, plan: QueryPlan) -> BoxAnswer:
-    """Put the parts of `ColumnIndex.stream_boxes` together."""
+    """Put the parts of `ColumnIndex.stream_boxes` together; whole shards may come in any order."""
+    parts = sorted(parts, key=lambda part: part.first_row)
     return BoxAnswer(
         _joined_rows(parts),
         np.concatenate([np.empty(0, np.uint16), *(part.box_ids for part in parts)]),

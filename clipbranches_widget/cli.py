@@ -7,10 +7,13 @@ import json
 import os
 import shutil
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipbranches_widget import __version__
+from clipbranches_widget.cli_duplicates import add_duplicates
+from clipbranches_widget.cli_export import add_export
 from clipbranches_widget.errors import ClipBranchesError, ExportError, QueryError
 
 if TYPE_CHECKING:
@@ -68,9 +71,55 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
+    _add_index(commands)
+
+    info = commands.add_parser("info", help="say what a catalog holds, as JSON")
+    info.add_argument("catalog", metavar="CATALOG")
+    info.add_argument("--verify", action="store_true", help="read every file, check its checksum")
+    info.set_defaults(run=_info)
+
+    columns = commands.add_parser(
+        "columns", help="change how much of its column index a catalog stores"
+    )
+    columns.add_argument("catalog", metavar="CATALOG")
+    columns.add_argument("--parts", choices=COLUMN_PARTS, required=True, help=COLUMNS_HELP)
+    columns.add_argument("--quiet", action="store_true", help="no progress bar")
+    columns.set_defaults(run=_columns)
+
+    map_of = commands.add_parser("map", help="compute the map of a catalog")
+    map_of.add_argument("catalog", metavar="CATALOG")
+    map_of.add_argument("--quiet", action="store_true", help="no progress bar")
+    map_of.set_defaults(run=_map)
+
+    _add_growth(commands)
+
+    search = commands.add_parser("search", help="print the images nearest to a text")
+    search.add_argument("catalog", metavar="CATALOG")
+    search.add_argument("text", metavar="TEXT")
+    search.add_argument("-k", type=int, default=10, help="how many (default 10)")
+    search.set_defaults(run=_search)
+
+    apply = commands.add_parser(
+        "apply", help="find the images of a saved concept in a catalog, without training"
+    )
+    apply.add_argument("concept", type=Path, metavar="CONCEPT", help="from session.save_concept")
+    apply.add_argument("catalog", metavar="CATALOG")
+    apply.add_argument("--threshold", type=float, help="lowest score, 0 to 1 (default its own)")
+    apply.add_argument("--out", type=Path, help=OUT_HELP)
+    apply.add_argument("-k", type=int, help="how many, best first (default 10; with --out all)")
+    apply.set_defaults(run=_apply)
+
+    _add_sessions(commands)
+
+    doctor = commands.add_parser("doctor", help="say what is installed and what is wrong with it")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_index(commands: Any) -> None:
     index = commands.add_parser("index", help="embed images into a new catalog")
     index.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    index.add_argument("catalog", type=Path, metavar="CATALOG", help="new folder, NAME.cbcat")
+    index.add_argument("catalog", metavar="CATALOG", help="new folder, NAME.cbcat, or its URL")
     index.add_argument("--model", help="open_clip model (default ViT-B-32)")
     index.add_argument(
         "--pretrained",
@@ -87,50 +136,11 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--columns", choices=COLUMN_PARTS, default="full", help=COLUMNS_HELP)
     index.add_argument("--no-map", action="store_true", help="do not compute the map")
     index.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    index.add_argument(
+        "--scheduler", metavar="ADDRESS", help="work on the workers of this Dask scheduler"
+    )
     index.add_argument("--quiet", action="store_true", help="no progress bar")
     index.set_defaults(run=_index)
-
-    info = commands.add_parser("info", help="say what a catalog holds, as JSON")
-    info.add_argument("catalog", type=Path, metavar="CATALOG")
-    info.add_argument("--verify", action="store_true", help="read every file, check its checksum")
-    info.set_defaults(run=_info)
-
-    columns = commands.add_parser(
-        "columns", help="change how much of its column index a catalog stores"
-    )
-    columns.add_argument("catalog", type=Path, metavar="CATALOG")
-    columns.add_argument("--parts", choices=COLUMN_PARTS, required=True, help=COLUMNS_HELP)
-    columns.add_argument("--quiet", action="store_true", help="no progress bar")
-    columns.set_defaults(run=_columns)
-
-    map_of = commands.add_parser("map", help="compute the map of a catalog")
-    map_of.add_argument("catalog", type=Path, metavar="CATALOG")
-    map_of.add_argument("--quiet", action="store_true", help="no progress bar")
-    map_of.set_defaults(run=_map)
-
-    _add_growth(commands)
-
-    search = commands.add_parser("search", help="print the images nearest to a text")
-    search.add_argument("catalog", type=Path, metavar="CATALOG")
-    search.add_argument("text", metavar="TEXT")
-    search.add_argument("-k", type=int, default=10, help="how many (default 10)")
-    search.set_defaults(run=_search)
-
-    apply = commands.add_parser(
-        "apply", help="find the images of a saved concept in a catalog, without training"
-    )
-    apply.add_argument("concept", type=Path, metavar="CONCEPT", help="from session.save_concept")
-    apply.add_argument("catalog", type=Path, metavar="CATALOG")
-    apply.add_argument("--threshold", type=float, help="lowest score, 0 to 1 (default its own)")
-    apply.add_argument("--out", type=Path, help=OUT_HELP)
-    apply.add_argument("-k", type=int, help="how many, best first (default 10; with --out all)")
-    apply.set_defaults(run=_apply)
-
-    _add_app(commands)
-
-    doctor = commands.add_parser("doctor", help="say what is installed and what is wrong with it")
-    doctor.set_defaults(run=_doctor)
-    return parser
 
 
 def _add_source_options(index: argparse.ArgumentParser) -> None:
@@ -154,7 +164,7 @@ def _add_growth(commands: Any) -> None:
     append = commands.add_parser(
         "append", help="add images to a catalog, but for those that it has already"
     )
-    append.add_argument("catalog", type=Path, metavar="CATALOG")
+    append.add_argument("catalog", metavar="CATALOG")
     append.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     append.add_argument("--batch-size", type=int, default=64, help="images a batch (default 64)")
     _add_source_options(append)
@@ -163,23 +173,25 @@ def _add_growth(commands: Any) -> None:
     append.set_defaults(run=_append)
 
     remove = commands.add_parser("remove", help="hide images of a catalog for good")
-    remove.add_argument("catalog", type=Path, metavar="CATALOG")
+    remove.add_argument("catalog", metavar="CATALOG")
     remove.add_argument("rows", type=int, nargs="+", metavar="ROW", help="row ids")
     remove.set_defaults(run=_remove)
 
     compact = commands.add_parser(
         "compact", help="join the small shards of a catalog and erase removed images"
     )
-    compact.add_argument("catalog", type=Path, metavar="CATALOG")
+    compact.add_argument("catalog", metavar="CATALOG")
     compact.add_argument("--quiet", action="store_true", help="no progress bar")
     compact.set_defaults(run=_compact)
 
 
-def _add_app(commands: Any) -> None:
+def _add_sessions(commands: Any) -> None:
+    add_export(commands)
+    add_duplicates(commands)
     app = commands.add_parser(
         "app", help="serve the Explorer as a web page without cells (needs voila)"
     )
-    app.add_argument("catalog", type=Path, metavar="CATALOG")
+    app.add_argument("catalog", metavar="CATALOG")
     app.add_argument(
         "--session", type=Path, help="session file, resumed if it is there (default: a new one)"
     )
@@ -236,28 +248,40 @@ def _index(arguments: argparse.Namespace) -> int:
     from clipbranches_widget.ingest import BUNDLED, index, make_encoder
 
     model = BUNDLED if arguments.demo_encoder else arguments.model
+    device = arguments.device if arguments.scheduler is None else None
     encoder = None
     if model is not None:  # named, so that embeddings are known to be its own
-        encoder = make_encoder(model, arguments.pretrained, arguments.device)
-    catalog = index(
-        arguments.source,
-        arguments.catalog,
-        pretrained=arguments.pretrained if encoder is None else PRETRAINED,
-        encoder=encoder,
-        items=arguments.items,
-        image_column=arguments.image_column,
-        caption_column=arguments.caption_column,
-        check_order=arguments.check_order,
-        batch_size=arguments.batch_size,
-        columns=arguments.columns,
-        device=arguments.device if encoder is None else None,
-        progress=not arguments.quiet,
-        with_map=not arguments.no_map,
-    )
+        encoder = make_encoder(model, arguments.pretrained, device)
+    with _client(arguments.scheduler) as client:
+        catalog = index(
+            arguments.source,
+            arguments.catalog,
+            pretrained=arguments.pretrained if encoder is None else PRETRAINED,
+            encoder=encoder,
+            items=arguments.items,
+            image_column=arguments.image_column,
+            caption_column=arguments.caption_column,
+            check_order=arguments.check_order,
+            batch_size=arguments.batch_size,
+            columns=arguments.columns,
+            device=arguments.device if encoder is None or client is not None else None,
+            client=client,
+            progress=not arguments.quiet,
+            with_map=not arguments.no_map,
+        )
     print(catalog)
     for uri, reason in zip(*catalog.skipped.to_pydict().values(), strict=True):
         print(f"skipped {uri}: {reason}", file=sys.stderr)
     return 0
+
+
+def _client(scheduler: str | None) -> AbstractContextManager[Any]:
+    if scheduler is None:
+        return nullcontext()
+    from clipbranches_widget.cluster_client import connected
+
+    client: AbstractContextManager[Any] = connected(scheduler)
+    return client
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -10,13 +10,12 @@ Memory does not depend on the number of rows: see `build_sorted_columns`.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from clipbranches_widget.array_build import ArrayBuild, ArrayFile
 from clipbranches_widget.boxes import N_CODES
 from clipbranches_widget.column_model import BLOCK_ROWS, ColumnModel
 from clipbranches_widget.errors import CatalogError
+from clipbranches_widget.npy import drop_pages
 from clipbranches_widget.sorted_columns import (
     CODES_FILE,
     OFFSETS_FILE,
@@ -46,7 +46,6 @@ MAX_ROWS = 2**32 - 1
 _CHUNK_CODES = 2**23
 _SORT_ROWS = 2**20
 _SAMPLED_ROWS = 64
-_FAULT_BYTES = 2**21  # Linux maps up to so much around the byte that is read
 
 _OPTIONAL: Mapping[ColumnParts, tuple[str, ...]] = {
     "full": (PREFIX_FILE, ORDER_FILE),
@@ -339,7 +338,7 @@ def _sampled_hash(embeddings: NDArray[np.floating]) -> str:
     for row in np.unique(picked).tolist():
         sampled = embeddings[row : row + 1]
         digest.update(sampled.tobytes())
-        _drop_pages(sampled)
+        drop_pages(sampled)
     return digest.hexdigest()
 
 
@@ -349,22 +348,5 @@ def _codes(model: ColumnModel, embeddings: NDArray[np.floating]) -> NDArray[np.u
     for start in range(0, len(embeddings), BLOCK_ROWS):
         block = embeddings[start : start + BLOCK_ROWS]
         codes[:, start : start + BLOCK_ROWS] = model.codes(block)
-        _drop_pages(block)
+        drop_pages(block)
     return codes
-
-
-def _drop_pages(array: NDArray[np.floating]) -> None:
-    """Take the pages of a part of a read-only memory map off the memory of this process.
-
-    They stay in the system's page cache. Maps of other modes may hold changes.
-    """
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if not (isinstance(array, np.memmap) and array.mode == "r" and array.flags.c_contiguous):
-        return
-    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
-        start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-        first = start // _FAULT_BYTES * _FAULT_BYTES
-        last = -(-(start + array.nbytes) // _FAULT_BYTES) * _FAULT_BYTES
-        base.madvise(mmap.MADV_DONTNEED, first, last - first)

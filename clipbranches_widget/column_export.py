@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.column_model import BLOCK_ROWS
 from clipbranches_widget.conditions import ROW_COLUMN, column_names
 from clipbranches_widget.labels import as_row_ids
+from clipbranches_widget.open_index import local_index_of
 from clipbranches_widget.storage import atomic_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from clipbranches_widget.catalog import Catalog
+    from clipbranches_widget.catalog_index import CatalogIndex
 
 GROUP_ROWS = 4 * BLOCK_ROWS
 """Rows of a row group of the Parquet file, but for the last."""
@@ -87,7 +88,7 @@ def export_columns(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    index = catalog.opened("index", lambda: CatalogIndex(catalog))
+    index = local_index_of(catalog)
     wanted = None if rows is None else catalog.check_rows(as_row_ids(rows))
     if wanted is None and len(catalog.removed_rows):
         wanted = catalog.present_rows()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.concept_catalog import catalog_id, check_fits, content_hashes, rows_with
 from clipbranches_widget.concept_file import (
     boxes_from_list,
@@ -34,6 +33,7 @@ from clipbranches_widget.distil import draw_sample, random_rows
 from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import ConceptError
 from clipbranches_widget.labels import LabelSet
+from clipbranches_widget.open_index import index_of
 from clipbranches_widget.refine import MAX_NEAREST
 from clipbranches_widget.round_answer import Asked, answer, first_page
 from clipbranches_widget.round_clock import RoundClock
@@ -300,7 +300,7 @@ class Concept:
             way_out=self._way_out(),
         )
         clock = RoundClock()
-        index = catalog.opened("index", lambda: CatalogIndex(catalog))
+        index = index_of(catalog)
         found = self.labels_in(catalog)
         labels, n_ignored = index.present(found)
         off, pinned = self._boxes("off"), self._boxes("pinned")

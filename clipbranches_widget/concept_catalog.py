@@ -22,7 +22,7 @@ def catalog_id(catalog: Catalog) -> CatalogId:
 
 def content_hashes(catalog: Catalog, rows: NDArray[np.int64]) -> dict[int, str]:
     """Return the content hashes of rows, by row, where the catalog has them."""
-    texts = catalog.items.column("content_hash").take(rows).to_pylist()
+    texts = catalog.lines(rows, ["content_hash"]).column(0).to_pylist()
     return {row: text for row, text in zip(rows.tolist(), texts, strict=True) if text}
 
 
@@ -32,7 +32,7 @@ def rows_with(catalog: Catalog, hashes: set[str]) -> NDArray[np.int64]:
     import pyarrow.compute as pc
 
     wanted = pa.array(sorted(hashes), pa.string())
-    mask = pc.is_in(catalog.items.column("content_hash"), value_set=wanted)
+    mask = pc.is_in(catalog.item_store.columns(["content_hash"]).column(0), value_set=wanted)
     return np.flatnonzero(mask.to_numpy())
 
 

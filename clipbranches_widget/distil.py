@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.boxes import LeafBox
-from clipbranches_widget.catalog_index import CatalogIndex
+from clipbranches_widget.index_protocol import Index
 from clipbranches_widget.removed_rows import nth_present
 from clipbranches_widget.teacher import Teacher
 from clipbranches_widget.trees import TreeEnsemble
@@ -89,7 +89,7 @@ def random_rows(catalog: Catalog, rng: np.random.Generator) -> NDArray[np.int64]
 
 
 def draw_sample(
-    index: CatalogIndex,
+    index: Index,
     teacher: Teacher,
     labels: LabelSet,
     random_rows: NDArray[np.int64],
@@ -101,15 +101,19 @@ def draw_sample(
     """
     parts = [random_rows, labels.positive, labels.negative]
     if len(random_rows) < index.catalog.n_present:
-        parts.append(index.nearest(teacher.direction, N_NEAR_TEACHER)[0])
         positives = index.embeddings(labels.positive[:MAX_POSITIVES_SEARCHED])
-        parts += [index.nearest(vector, N_NEAR_POSITIVE)[0] for vector in positives]
+        parts += index.nearest_of_each(
+            [
+                (teacher.direction, N_NEAR_TEACHER),
+                *((vector, N_NEAR_POSITIVE) for vector in positives),
+            ]
+        )
     rows = np.unique(np.concatenate(parts))
-    logits = teacher.logits(index.embeddings(rows))
+    logits, codes = index.sampled(teacher, rows)
     target = logits > limit_logit - SLACK_LOGITS
     target[np.isin(rows, labels.positive)] = True
     target[np.isin(rows, labels.negative)] = False
-    return Sample(rows, np.isin(rows, random_rows), index.columns.codes(rows), logits, target)
+    return Sample(rows, np.isin(rows, random_rows), codes, logits, target)
 
 
 def choose_boxes(forest: TreeEnsemble, sample: Sample, n_rows: int) -> list[LeafBox]:

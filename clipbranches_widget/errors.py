@@ -62,6 +62,10 @@ class ExportError(ClipBranchesError, OSError):
     """A file cannot be written as asked, or is there already."""
 
 
+class ClusterError(ClipBranchesError, RuntimeError):
+    """A Dask cluster cannot be used: no workers, a closed client, other files on the workers."""
+
+
 class Cancelled(ClipBranchesError, RuntimeError):  # noqa: N818 - a request honoured, not a fault
     """The caller asked a running operation to stop."""
 

@@ -157,7 +157,7 @@ def zoomed(catalog: Catalog, row: int) -> tuple[str, str, bytes]:
 
 def facts(catalog: Catalog, row: int) -> list[tuple[str, str]]:
     """Return what the catalog says about an image: names and values, as plain text."""
-    item = catalog.items.slice(row, 1).to_pylist()[0]
+    item = catalog.lines(row).to_pylist()[0]
     width, height = item.pop("width"), item.pop("height")
     size = f"{width} \u00d7 {height}" if width and height else ""
     item.pop("content_hash", None)

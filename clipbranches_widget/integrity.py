@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from clipbranches_widget.errors import CatalogCorruptError
@@ -78,6 +78,12 @@ def check_catalog(folder: Path, manifest: Manifest) -> None:
     _check_removed(folder, manifest)
     for entry in manifest.shards:
         _check_shard(folder / entry.folder, entry, dim=manifest.dim, n_columns=manifest.n_columns)
+
+
+def check_shard_files(folder: Path, entry: ShardEntry, names: Iterable[str]) -> None:
+    """Check existence, size, header and sampled fingerprint of some files of one shard."""
+    for name in names:
+        _check_piece(folder / entry.folder / name, entry.pieces[name])
 
 
 def check_content(folder: Path, manifest: Manifest) -> None:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.distil import Sample, choose_boxes, draw_sample, random_rows
 from clipbranches_widget.errors import RefineError
+from clipbranches_widget.index_protocol import Index
 from clipbranches_widget.round_answer import Asked, Partial, answer, first_page
 from clipbranches_widget.round_clock import Progress, RoundClock, run_until
 from clipbranches_widget.round_model import RoundModel
@@ -48,7 +48,7 @@ NEAREST_SHARE = 40
 
 
 def refine(
-    index: CatalogIndex,
+    index: Index,
     *,
     labels: LabelSet,
     query: NDArray[np.float32] | None = None,
@@ -66,7 +66,7 @@ def refine(
 
     Parameters
     ----------
-    index : CatalogIndex
+    index : Index
         The opened catalog.
     labels : LabelSet
         Yes and no rows; those of removed rows are ignored.
@@ -132,7 +132,7 @@ def refine(
 
 
 def answer_again(
-    index: CatalogIndex,
+    index: Index,
     model: RoundModel,
     *,
     labels: LabelSet,
@@ -172,7 +172,7 @@ def warm_up() -> None:
 
 
 def learn(
-    index: CatalogIndex,
+    index: Index,
     *,
     labels: LabelSet,
     query: NDArray[np.float32] | None = None,
@@ -198,7 +198,7 @@ def _checked_threshold(threshold: float | None) -> float:
 
 
 def _checked_rules(
-    index: CatalogIndex, off: Sequence[LeafBox], pinned: Sequence[LeafBox]
+    index: Index, off: Sequence[LeafBox], pinned: Sequence[LeafBox]
 ) -> tuple[tuple[LeafBox, ...], tuple[LeafBox, ...]]:
     """Return both without repeats of the same ranges."""
     both = [{box.ranges: box for box in boxes} for boxes in (off, pinned)]
@@ -214,7 +214,7 @@ def _checked_rules(
 
 
 def _imitate(
-    index: CatalogIndex,
+    index: Index,
     teacher: Teacher,
     asked: Asked,
     drawn: NDArray[np.int64],
@@ -233,7 +233,7 @@ def _imitate(
 
 
 def _choose(
-    index: CatalogIndex, teacher: Teacher, forest: TreeEnsemble, sample: Sample, asked: Asked
+    index: Index, teacher: Teacher, forest: TreeEnsemble, sample: Sample, asked: Asked
 ) -> RoundModel:
     """Choose the boxes to read; only this part of a model depends on the rules."""
     limit_logit = teacher.logit_of(asked.threshold)
@@ -248,7 +248,7 @@ def _choose(
 
 
 def _teach(
-    index: CatalogIndex,
+    index: Index,
     labels: LabelSet,
     query: NDArray[np.float32] | None,
     random_rows: NDArray[np.int64],
@@ -266,16 +266,17 @@ def _teach(
         )
     labelled = np.union1d(labels.positive, labels.negative)
     background = random_rows[~np.isin(random_rows, labelled)][:N_BACKGROUND]
-    query_images = None
+    near = np.empty(0, dtype=np.int64)
     if query is not None:
         near, _ = index.nearest(query, N_NEAR_QUERY + len(labels.negative))
         near = near[~np.isin(near, labels.negative)][:N_NEAR_QUERY]
-        if len(near):
-            query_images = index.embeddings(near)
+    parts = (labels.positive, labels.negative, background, near)
+    embeddings = index.embeddings(np.concatenate(parts))  # in one go: they may be far away
+    positives, negatives, far, images = np.split(embeddings, np.cumsum(list(map(len, parts)))[:-1])
     return fit_teacher(
-        positives=index.embeddings(labels.positive),
-        negatives=index.embeddings(labels.negative),
-        background=index.embeddings(background),
+        positives=positives,
+        negatives=negatives,
+        background=far,
         query=query,
-        query_images=query_images,
+        query_images=images if len(images) else None,
     )

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from clipbranches_widget.box_query import BoxAnswer, BoxPart, join_parts
 from clipbranches_widget.boxes import LeafBox, union_mask
 from clipbranches_widget.branch import Branch
-from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.conditions import RuleState, column_names, conditions_of
+from clipbranches_widget.index_protocol import Index
 from clipbranches_widget.labels import LabelSet
 from clipbranches_widget.pool import Pool, with_other_sources
 from clipbranches_widget.query_plan import BoxStrategy
@@ -85,24 +85,27 @@ class Scored:
 
     Parameters
     ----------
-    index : CatalogIndex
+    index : Index
     teacher : Teacher
     asked : Asked
     """
 
-    def __init__(self, index: CatalogIndex, teacher: Teacher, asked: Asked) -> None:
+    def __init__(self, index: Index, teacher: Teacher, asked: Asked) -> None:
         self._index, self._teacher, self._asked = index, teacher, asked
         self._rows: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
         self._scores: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)]
 
-    def add(self, rows: NDArray[np.int64], *, is_boxed: bool = False) -> None:
-        """Score rows, which a box that is read holds or not; those added before may come again."""
+    def add(
+        self, rows: NDArray[np.int64], logits: NDArray[np.float32], *, is_boxed: bool = False
+    ) -> None:
+        """Take in rows, which a box that is read holds or not; known ones may come again."""
         off = self._asked.off
         if off and not is_boxed:
-            is_off = union_mask(off, self._index.columns.codes(rows))
-            rows = rows[~is_off | np.isin(rows, self._asked.labels.positive)]
+            is_off = union_mask(off, self._index.codes(rows))
+            kept = ~is_off | np.isin(rows, self._asked.labels.positive)
+            rows, logits = rows[kept], logits[kept]
         self._rows.append(rows)
-        self._scores.append(self._teacher.scores(self._index.embeddings(rows)))
+        self._scores.append(self._teacher.score_of(logits))
 
     def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return all rows once, ascending, (m,) int64, and their scores, (m,) float32."""
@@ -133,16 +136,17 @@ class Scored:
         )
 
 
-def first_page(index: CatalogIndex, teacher: Teacher, asked: Asked) -> Scored:
+def first_page(index: Index, teacher: Teacher, asked: Asked) -> Scored:
     """Score the rows labelled yes and the nearest to the teacher's direction: no boxes needed."""
     scored = Scored(index, teacher, asked)
-    near, _ = index.nearest(teacher.direction, N_FIRST_PAGE)
-    scored.add(np.union1d(near, asked.labels.positive))
+    scored.add(*index.nearest_scored(teacher, N_FIRST_PAGE))
+    positives = asked.labels.positive
+    scored.add(positives, index.logits(teacher, positives))
     return scored
 
 
 def answer(
-    index: CatalogIndex,
+    index: Index,
     model: RoundModel,
     scored: Scored,
     asked: Asked,
@@ -155,7 +159,7 @@ def answer(
 
     Parameters
     ----------
-    index : CatalogIndex
+    index : Index
     model : RoundModel
     scored : Scored
         From `first_page`.
@@ -168,18 +172,20 @@ def answer(
         Gets the answer so far, some times a second.
     """
     clock.stage("index", 0.8)
-    near, _ = index.nearest(model.teacher.direction, model.n_nearest)
-    scored.add(near)
-    plan, stretches = index.columns.stream_boxes(model.boxes, strategy=strategy)
+    plan, stretches = index.stream_boxes(
+        model.boxes, model.teacher, strategy=strategy, cancel=clock.cancel
+    )
+    scored.add(*index.nearest_scored(model.teacher, model.n_nearest))
     parts: list[BoxPart] = []
     last_shown = clock.seconds()
-    for part in stretches:
-        clock.check()
-        parts.append(part)
-        scored.add(part.rows, is_boxed=True)
-        if partial is not None and clock.seconds() - last_shown > PARTIAL_EVERY_S:
-            partial(scored.so_far(clock))
-            last_shown = clock.seconds()
+    with clock.cancelled():
+        for part, rows, logits in stretches:
+            clock.check()
+            parts.append(part)
+            scored.add(rows, logits, is_boxed=True)
+            if partial is not None and clock.seconds() - last_shown > PARTIAL_EVERY_S:
+                partial(scored.so_far(clock))
+                last_shown = clock.seconds()
     boxed = join_parts(parts, len(model.boxes), plan)
     clock.stage("rank", 0.9)
     listed = model.listed or model.boxes
@@ -199,7 +205,7 @@ def answer(
         kind="refine",
         rows=rows,
         scores=scores,
-        margins=index.columns.margins(model.forest, rows),
+        margins=index.margins(model.forest, rows),
         branch_ids=branch_ids,
         branches=branches,
         n_touched=len(pool.rows),
@@ -227,7 +233,7 @@ def answer(
 
 
 def _pool(
-    index: CatalogIndex,
+    index: Index,
     model: RoundModel,
     scored: Scored,
     boxed: BoxAnswer,
@@ -240,28 +246,28 @@ def _pool(
     rows, scores = scored.candidates()
     box_ids = np.full(len(rows), -1, dtype=np.int32)
     box_ids[np.searchsorted(rows, boxed.rows)] = numbers[boxed.box_ids]
-    margins = cache(lambda: index.columns.margins(model.forest, rows))
+    margins = cache(lambda: index.margins(model.forest, rows))
     return Pool(rows, scores, box_ids, margins)
 
 
 def _counts(
-    index: CatalogIndex, model: RoundModel, boxed: BoxAnswer, numbers: NDArray[np.int32]
+    index: Index, model: RoundModel, boxed: BoxAnswer, numbers: NDArray[np.int32]
 ) -> NDArray[np.int64]:
     """Return how many rows each listed box holds, those switched off included: (n_listed,)."""
     if not model.off:
         return boxed.counts
     counts = np.zeros(len(model.listed), dtype=np.int64)
-    counts[np.setdiff1d(np.arange(len(counts)), numbers)] = index.columns.in_boxes(model.off).counts
+    counts[np.setdiff1d(np.arange(len(counts)), numbers)] = index.counts(model.off)
     counts[numbers] = boxed.counts
     return counts
 
 
 def _box_branches(
-    index: CatalogIndex, boxes: Sequence[LeafBox], counts: NDArray[np.int64], asked: Asked
+    index: Index, boxes: Sequence[LeafBox], counts: NDArray[np.int64], asked: Asked
 ) -> tuple[Branch, ...]:
     """Say each box in words with its counts."""
     labels, columns = asked.labels, index.model
-    yes, no = index.columns.codes(labels.positive), index.columns.codes(labels.negative)
+    yes, no = index.codes(labels.positive), index.codes(labels.negative)
     names = column_names(columns.names)
     states: dict[object, RuleState] = {box.ranges: "off" for box in asked.off}
     states |= {box.ranges: "pinned" for box in asked.pinned}

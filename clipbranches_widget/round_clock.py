@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from functools import partial
 from threading import Event
@@ -47,6 +48,14 @@ class RoundClock:
         """Raise Cancelled when asked to stop."""
         if self.cancel is not None and self.cancel.is_set():
             raise _cancelled()
+
+    @contextlib.contextmanager
+    def cancelled(self) -> Iterator[None]:
+        """Say of a query that was cancelled what that means for the round."""
+        try:
+            yield
+        except Cancelled:
+            raise _cancelled() from None
 
     def seconds(self) -> float:
         """Return the seconds since the round began."""

@@ -14,9 +14,9 @@ from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.counts import whole_count
 from clipbranches_widget.errors import QueryError
 from clipbranches_widget.images import read_image
+from clipbranches_widget.open_index import nearest_of
 from clipbranches_widget.query_text import phrases_of, weighted_sum
 from clipbranches_widget.result import Result
-from clipbranches_widget.shard_search import nearest
 from clipbranches_widget.vector_index import ranked, unit_query
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def search(
     n_wanted = k + len(excluded)
     if only is not None and only.shape != (len(catalog),):
         raise QueryError(f"expected a mask of {len(catalog)} rows, got {only.shape}")
-    found = nearest(catalog, query, n_wanted, only=only)
+    found = nearest_of(catalog, query, n_wanted, only=only)
     all_rows, all_similarities = found.rows, found.similarities
     if len(excluded):
         kept = np.isin(all_rows, excluded, invert=True)

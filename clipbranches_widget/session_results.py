@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.encoder import Encoder, load_encoder
 from clipbranches_widget.errors import RefineError
+from clipbranches_widget.open_index import index_of
 from clipbranches_widget.refine import answer_again, refine
 from clipbranches_widget.round_clock import Progress
 from clipbranches_widget.row_filter import ColumnFilter, passing
@@ -24,12 +24,14 @@ from clipbranches_widget.session_events import Query, Round, Rule, Search
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from clipbranches_widget.boxes import LeafBox
     from clipbranches_widget.branch import Branch
     from clipbranches_widget.catalog import Catalog
     from clipbranches_widget.column_model import ColumnModel
+    from clipbranches_widget.index_protocol import Index
     from clipbranches_widget.query_plan import BoxStrategy
     from clipbranches_widget.result import Result
     from clipbranches_widget.round_model import RoundModel
@@ -91,13 +93,18 @@ class SessionResults:
         with self._lock:
             if (known := self._masks.get(filters)) is not None:
                 return known
-        mask = passing(self._catalog.items, filters) & self._catalog.is_present
+        mask = passing(self._filtered(filters), filters) & self._catalog.is_present
         mask.setflags(write=False)
         with self._lock:
             self._masks[filters] = mask
             while len(self._masks) > N_MASKS:
                 self._masks.popitem(last=False)
         return mask
+
+    def _filtered(self, filters: Filters) -> pa.Table:
+        """Return the columns that filters are about, of all rows."""
+        names = sorted({one.column for one in filters} & {*self._catalog.item_store.schema.names})
+        return self._catalog.item_store.columns(names or ["row"])
 
     def answer(self, asked: Round, filters: Filters = ()) -> Result:
         """Return the result of a recorded round, as far as its rows match filters.
@@ -174,13 +181,13 @@ class SessionResults:
         return Rule.of(branch.box, branch.text, self.index.model.hash)
 
     def start_loading(self) -> None:
-        """Open the column index and load its compiled loops in the background."""
-        self.index.columns.loader.start()
+        """Get the indexes ready in the background."""
+        self.index.start_loading()
 
     @property
-    def index(self) -> CatalogIndex:
+    def index(self) -> Index:
         """The opened indexes of the catalog, shared by all its sessions."""
-        return self._catalog.opened("index", lambda: CatalogIndex(self._catalog))
+        return index_of(self._catalog)
 
     def _remembered(self, asked: Asked, compute: Callable[[], Result]) -> Result:
         if (answer := self._recalled(asked)) is not None:

@@ -138,7 +138,7 @@ class SessionSearch(SessionAdvice):
         QueryError
             If there is no such column, or the condition does not fit its type.
         """
-        filters = checked_filters(conditions or {}, self._catalog.items.schema)
+        filters = checked_filters(conditions or {}, self._catalog.item_store.schema)
         n_passing = int(np.count_nonzero(self._results.passing(filters)))
 
         def decide(state: SessionState) -> Decision | None:

@@ -8,8 +8,10 @@ all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -17,36 +19,16 @@ from numpy.typing import NDArray
 
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.shard import Shard
-from clipbranches_widget.vector_index import (
-    EXACT_BELOW,
-    EXACT_SHARE,
-    EXPANSION_SEARCH,
-    VectorIndex,
-    exact_similarities,
-    n_candidates,
-    ranked,
-)
+from clipbranches_widget.shard_ask import Ask, Proposed, propose_all
+from clipbranches_widget.vector_index import EXACT_BELOW, EXPANSION_SEARCH, ranked
 
 Rows = NDArray[np.int64]
-
-_SPARE = 1.5
-_SCAN_PER_WANTED = 10
-"""Scanning so many rows costs what the vector index costs for each row that it is asked for."""
 
 _SCANNED_BELOW = 1_000
 """Rows of a shard of a large catalog that are scanned as quickly as its graph answers."""
 
 _SHARE_SPARE, _MORE = 1.25, 8
 _MIN_EXPANSION = 64
-
-
-class _Part(NamedTuple):
-    """What one shard proposed: local rows and similarities, ranked; rows scored; can none miss."""
-
-    local_rows: Rows
-    similarities: NDArray[np.float32]
-    n_scored: int
-    is_exact: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,15 +53,8 @@ class Nearest:
     is_exact: bool
 
 
-def open_vector_index(catalog: Catalog, shard: Shard) -> VectorIndex:
-    """Return the vector index of one shard; opened once per catalog object."""
-    n_removed = len(shard.among(catalog.removed_rows))
-    return catalog.opened(
-        ("vectors", shard.number),
-        lambda: VectorIndex.open(
-            shard.file("vectors.usearch"), shard.embeddings, n_removed=n_removed
-        ),
-    )
+Runner = Callable[[Sequence[Ask]], list[Proposed]]
+"""Answers what shards are asked, in the order asked."""
 
 
 def nearest(
@@ -102,83 +77,94 @@ def nearest(
         Which rows of the catalog may be in the answer. They are scanned where they are few; else
         the vector index is asked for as many more, again if need be.
     """
-    tasks = _tasks(catalog, query, k, only)
-    parts = [task.run(task.share) for task in tasks]
-    rows, similarities = _merged(tasks, parts, k)
-    in_order = np.sort(rows)
-    is_final = True
-    for number, task in enumerate(tasks):
-        first, last = np.searchsorted(in_order, (task.shard.first_row, task.shard.end))
-        if task.share < k and last - first > task.share / _SHARE_SPARE:
-            parts[number] = task.run(k)
-            is_final = False
-    if not is_final:
-        rows, similarities = _merged(tasks, parts, k)
-    n_scored = sum(part.n_scored for part in parts)
-    return Nearest(rows, similarities, n_scored, all(part.is_exact for part in parts))
+    return nearest_of_each(
+        catalog, [(query, k)], lambda asks: propose_all(catalog, query, asks), only=only
+    )[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """What to ask one shard."""
+def nearest_of_each(
+    catalog: Catalog,
+    wanted: Sequence[tuple[NDArray[np.float64], int]],
+    run: Runner,
+    *,
+    only: NDArray[np.bool_] | None = None,
+) -> list[Nearest]:
+    """Return the rows nearest to each of several queries, whoever answers what shards are asked.
 
-    index: VectorIndex
-    shard: Shard
-    query: NDArray[np.float64]
-    allowed: NDArray[np.bool_] | None
-    n_allowed: int
-    is_scanned: bool
-    share: int
-    expansion: int
-
-    def run(self, k: int) -> _Part:
-        """Return the `k` nearest of the allowed rows."""
-        if self.allowed is not None:
-            return self._among(self.allowed, k)
-        is_exact = self._is_exact(k)
-        local_rows, found = self.index.search(
-            self.query, k, exact=is_exact, expansion=self._expansion(k)
+    Parameters
+    ----------
+    catalog : Catalog
+        Its shards' sizes and removed rows count; their vector indexes are not opened.
+    wanted : sequence of (query, k)
+        As for `nearest`.
+    run : callable
+        Called once with all that is asked, and once more where shards hold more than their
+        share.
+    only : (n,) bool, optional
+    """
+    plans = [_plan(catalog, query, k, only) for query, k in wanted]
+    proposed = iter(run([each.share for plan in plans for each in plan]))
+    parts = [list(islice(proposed, len(plan))) for plan in plans]
+    found = [_merged(catalog, part, k) for part, (_, k) in zip(parts, wanted, strict=True)]
+    again = [
+        (n, shard)
+        for n, (plan, (rows, _)) in enumerate(zip(plans, found, strict=True))
+        for shard in _overfull(catalog, plan, rows)
+    ]
+    floors = [
+        _lowest(similarities, k) for (_, similarities), (_, k) in zip(found, wanted, strict=True)
+    ]
+    while again:
+        asks = [replace(plans[n][shard].whole, floor=floors[n]) for n, shard in again]
+        for (n, asked), part in zip(again, run(asks), strict=True):
+            parts[n][asked] = part
+        for n in {n for n, _ in again}:
+            found[n] = _merged(catalog, parts[n], wanted[n][1])
+        # A graph may miss what it found for a smaller k: then rows below the floor count after all.
+        low = [_lowest(found[n][1], wanted[n][1]) < floors[n] for n, _ in again]
+        again = [each for each, is_low in zip(again, low, strict=True) if is_low]
+        floors = [-math.inf] * len(plans)
+    return [
+        Nearest(
+            rows,
+            similarities,
+            sum(each.n_scored for each in part),
+            all(each.is_exact for each in part),
         )
-        n_rows = self.shard.n_rows
-        return _Part(local_rows, found, n_rows if is_exact else n_candidates(k, n_rows), is_exact)
-
-    def _among(self, allowed: NDArray[np.bool_], k: int) -> _Part:
-        """Scan the allowed rows where they are few, else ask for more than are wanted."""
-        n_rows, n_asked = self.shard.n_rows, self.shard.n_rows
-        if self.n_allowed:
-            n_asked = int(_SPARE * k * n_rows / self.n_allowed) + 1
-        while self.n_allowed > _SCAN_PER_WANTED * n_asked and not self._is_exact(n_asked):
-            local_rows, found = self.index.search(
-                self.query, n_asked, exact=False, expansion=self._expansion(k)
-            )
-            kept = allowed[local_rows]
-            if np.count_nonzero(kept) >= k:
-                n_scored = n_candidates(n_asked, n_rows)
-                return _Part(local_rows[kept][:k], found[kept][:k], n_scored, is_exact=False)
-            n_asked *= 4  # what the filter lets pass is far from the query
-        n_hidden = n_rows - self.n_allowed
-        if 4 * (k + n_hidden) < n_rows:
-            local_rows, found = self.index.search(self.query, k + n_hidden, exact=True)
-            kept = allowed[local_rows]
-            return _Part(local_rows[kept][:k], found[kept][:k], self.n_allowed, is_exact=True)
-        candidates = np.flatnonzero(allowed)
-        similarities = exact_similarities(self.shard.embeddings, self.query, candidates)
-        return _Part(*ranked(candidates, similarities, k), self.n_allowed, is_exact=True)
-
-    def _is_exact(self, k: int) -> bool:
-        return self.is_scanned or k > EXACT_SHARE * self.shard.n_rows
-
-    def _expansion(self, k: int) -> int:
-        """Return how many rows the graph looks at: less for a share of the answer."""
-        return self.expansion if k == self.share else EXPANSION_SEARCH
+        for (rows, similarities), part in zip(found, parts, strict=True)
+    ]
 
 
-def _tasks(
+def _overfull(catalog: Catalog, plan: Sequence[_Plan], rows: Rows) -> Iterator[int]:
+    """Yield the shards that hold more of the rows found than was asked of them."""
+    in_order = np.sort(rows)
+    for shard, asked in zip(catalog.shards, plan, strict=True):
+        first, last = np.searchsorted(in_order, (shard.first_row, shard.end))
+        if asked.share.k < asked.whole.k and last - first > asked.share.k / _SHARE_SPARE:
+            yield shard.number
+
+
+def _lowest(similarities: NDArray[np.float32], k: int) -> float:
+    """Return the similarity of the k-th of ranked rows; none is too low where there are fewer."""
+    return float(similarities[k - 1]) if len(similarities) >= k else -math.inf
+
+
+class _Plan(NamedTuple):
+    """What one shard is asked first, its share of the answer; and then, where that is too little.
+
+    The graph looks at fewer rows for a share.
+    """
+
+    share: Ask
+    whole: Ask
+
+
+def _plan(
     catalog: Catalog,
     query: NDArray[np.float64],
     k: int,
     only: NDArray[np.bool_] | None,
-) -> list[_Task]:
+) -> list[_Plan]:
     """Plan a search: a small catalog is scanned, of a large one only what is quicker scanned."""
     masks = [_allowed(catalog, shard, only) for shard in catalog.shards]
     counts = np.array(
@@ -193,26 +179,20 @@ def _tasks(
     shares = np.minimum(k, np.ceil(_SHARE_SPARE * k * parts_of_all).astype(np.int64) + _MORE)
     shares[is_scanned] = k
     expansions = np.maximum(_MIN_EXPANSION, np.ceil(EXPANSION_SEARCH * parts_of_all))
-    return [
-        _Task(
-            open_vector_index(catalog, shard),
-            shard,
-            query,
-            mask,
-            int(counts[n]),
-            bool(is_scanned[n]),
-            int(shares[n]),
-            int(expansions[n]),
-        )
-        for n, (shard, mask) in enumerate(zip(catalog.shards, masks, strict=True))
-    ]
+    plans = []
+    for n, mask in enumerate(masks):
+        about = (bool(is_scanned[n]), mask, int(counts[n]), only is not None)
+        share = Ask(n, query, int(shares[n]), int(expansions[n]), *about)
+        plans.append(_Plan(share, Ask(n, query, k, EXPANSION_SEARCH, *about)))
+    return plans
 
 
 def _merged(
-    tasks: Sequence[_Task], parts: Sequence[_Part], k: int
+    catalog: Catalog, parts: Sequence[Proposed], k: int
 ) -> tuple[Rows, NDArray[np.float32]]:
     """Return the `k` best of all shards."""
-    rows = [part.local_rows + task.shard.first_row for task, part in zip(tasks, parts, strict=True)]
+    shards = zip(catalog.shards, parts, strict=True)
+    rows = [part.local_rows + shard.first_row for shard, part in shards]
     similarities = np.concatenate([part.similarities for part in parts])
     return ranked(np.concatenate(rows), similarities, k)
 

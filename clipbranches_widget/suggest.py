@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from clipbranches_widget.branch import Branch
     from clipbranches_widget.catalog import Catalog
-    from clipbranches_widget.catalog_index import CatalogIndex
+    from clipbranches_widget.index_protocol import Index
     from clipbranches_widget.labels import LabelSet
     from clipbranches_widget.result import Result
 
@@ -83,14 +83,14 @@ class Suggestions:
         import pandas as pd
 
         frame = pd.DataFrame({"row": self.rows, "reason": list(self.reasons)})
-        items = self.catalog.items.drop_columns(["row"]).take(self.rows).to_pandas()
+        items = self.catalog.lines(self.rows).drop_columns(["row"]).to_pandas()
         items = items.rename(columns={"uri": "path"})
         joined: pd.DataFrame = pd.concat([frame, items], axis="columns")
         return joined
 
 
 def suggest(
-    index: CatalogIndex,
+    index: Index,
     result: Result | None,
     labels: LabelSet,
     n: int = 12,
@@ -102,7 +102,7 @@ def suggest(
 
     Parameters
     ----------
-    index : CatalogIndex
+    index : Index
         The opened catalog.
     result : Result, optional
         The latest answer of a round, or hits of a search; None: random rows that differ.
@@ -139,7 +139,7 @@ def suggest(
 class _Chosen:
     """Rows taken so far, and how far every other row is from them and from those seen before."""
 
-    def __init__(self, index: CatalogIndex, labels: LabelSet, skipped: Rows) -> None:
+    def __init__(self, index: Index, labels: LabelSet, skipped: Rows) -> None:
         self.index, self.labels = index, labels
         self.seen = np.concatenate([labels.rows, skipped])
         self.rows: list[int] = []
@@ -231,7 +231,7 @@ def _scored(chosen: _Chosen, result: Result) -> tuple[Rows, NDArray[np.float64]]
 def _unsupported(chosen: _Chosen, result: Result) -> list[tuple[int, str]]:
     """Return the best unlabelled row of each branch that holds no label, most rows first."""
     labels = chosen.labels
-    codes = chosen.index.columns.codes(labels.rows)
+    codes = chosen.index.codes(labels.rows)
     found: list[tuple[int, int, str]] = []
     for branch in result.branches:
         if branch.box is None or branch.state == "off" or branch.box.contains(codes).any():

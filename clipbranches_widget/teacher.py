@@ -50,6 +50,8 @@ CALIBRATION_PRIOR = 3.0
 MAX_LOG_SLOPE = 3.0
 MAX_EXPONENT = 500.0
 
+DIRECTION_BITS = 28
+
 MIN_DEVIATION = 1e-6
 MAX_REFITS = 4
 
@@ -80,12 +82,24 @@ class Teacher:
     def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of (n, dim) embeddings: (n,) float32.
 
-        Each row is summed by itself in float64, so that its logit does not depend on which rows
-        it came with.
+        For rows of a catalog every sum in float64 is exact, as in `vector_index`: their elements
+        are multiples of 2**-24, those of the direction are rounded to 28 bits below its length.
+        So a logit depends neither on which rows it came with nor on the machine.
         """
-        products = np.einsum("ij,j->i", embeddings, self.direction, dtype=np.float64)
+        products = np.einsum("ij,j->i", embeddings, self._on_grid(), dtype=np.float64)
         logits: NDArray[np.float32] = (products + self.offset).astype(np.float32)
         return logits
+
+    def _on_grid(self) -> NDArray[np.float32]:
+        """Return the direction as multiples of 2**-28 of a power of two above its length.
+
+        These are float32 as well: they have no more digits than the direction had.
+        """
+        wide = self.direction.astype(np.float64)
+        _, exponent = math.frexp(float(np.abs(wide).max(initial=0.0)))
+        step = math.ldexp(1.0, exponent + math.ceil(math.log2(len(wide)) / 2) - DIRECTION_BITS)
+        on_grid: NDArray[np.float32] = (np.rint(wide / step) * step).astype(np.float32)
+        return on_grid
 
     def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return how likely a yes each of (n, dim) embeddings is: (n,) float32 in 0..1."""

@@ -14,7 +14,6 @@ from PIL import Image
 
 from clipbranches_widget import integrity
 from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.catalog_writer import describe_piece
 from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import (
     CatalogCorruptError,
@@ -26,6 +25,7 @@ from clipbranches_widget.errors import (
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.integrity import read_manifest
 from clipbranches_widget.manifest import COLUMN_FILES, Manifest
+from clipbranches_widget.shard_writer import describe_piece
 from clipbranches_widget.storage import FORMAT_VERSION, fingerprint
 from clipbranches_widget.vector_index import VectorIndex
 

@@ -77,6 +77,26 @@ def test_index_builds_a_catalog_and_names_what_it_left_out(indexed):
     assert re.match(r"skipped broken\.png: .*(corrupt|not an image)", skipped[0])
 
 
+def test_duplicates_are_printed_and_written(indexed, tmp_path, capsys):
+    target, _ = indexed
+    found = cb.near_duplicates(cb.open(target), similarity=0.5)
+    assert len(found.rows)
+
+    assert main(["duplicates", str(target), "--similarity", "0.5", "--quiet"]) == 0
+    *lines, said = capsys.readouterr().out.splitlines()
+    printed = [tuple(map(int, line.split("\t")[:2])) for line in lines]
+    pairs = zip(found.representatives.tolist(), found.rows.tolist(), strict=True)
+    assert printed == list(pairs)
+    assert said == repr(found)
+
+    table = tmp_path / "groups.csv"
+    table.write_text("old")
+    assert main(["duplicates", str(target), "--quiet", "--csv", str(table)]) == 0
+    assert table.read_text().startswith("row,representative,similarity,path,caption")
+    assert main(["duplicates", str(target), "--similarity", "2"]) == 1
+    assert "expected a similarity above 0 and up to 1" in capsys.readouterr().err
+
+
 def test_index_refuses_to_overwrite(indexed, pictures, capsys):
     target, _ = indexed
     before = sorted(file.stat().st_mtime_ns for file in target.rglob("*"))
@@ -323,7 +343,8 @@ def test_doctor_from_the_shell():
 
 def test_notebooks_are_copied_once_and_then_kept(tmp_path):
     folder = copy_notebooks(tmp_path / "notebooks")
-    names = {"quickstart.ipynb", "programmatic.ipynb", "your-own-images.ipynb"}
+    stems = ("quickstart", "programmatic", "ways-in", "ways-out", "your-own-images")
+    names = {f"{stem}.ipynb" for stem in stems}
     assert {file.name for file in folder.iterdir()} == names
 
     (folder / "quickstart.ipynb").write_text("mine")

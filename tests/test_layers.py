@@ -11,8 +11,9 @@ PACKAGE = Path(clipbranches_widget.__file__).parent
 
 # Lowest first; modules of one line do not import each other.
 LAYERS = [
-    {"errors", "npy", "boxes", "file_lock", "teacher", "explorer_lanes", "stage_bars", "intervals"},
-    {"remote"},
+    {"errors", "npy", "boxes", "file_lock", "teacher", "kept_threads", "stage_bars", "intervals"},
+    {"explorer_lanes", "round_clock", "kept_rows"},
+    {"remote", "cluster_client"},
     {"archives", "cells"},
     {
         "storage",
@@ -21,18 +22,21 @@ LAYERS = [
         "labels",
         "manifest",
         "session_file",
-        "round_clock",
         "conditions",
         "counts",
         "query_text",
         "row_filter",
         "audit_report",
         "contact_sheet",
+        "label_values",
     },
     {"weights", "ranking", "trees", "vector_index", "column_model", "integrity", "array_build"}
-    | {"map_layout", "source_table", "item_columns", "removed_rows", "catalog_lock"},
+    | {"map_layout", "source_table", "item_columns", "removed_rows", "catalog_lock"}
+    | {"leader_groups"},
     {
         "open_clip_models",
+        "shard_writer",
+        "catalog_store",
         "catalog_map",
         "concept_file",
         "sorted_columns",
@@ -44,13 +48,27 @@ LAYERS = [
     },
     {"encoder", "branch", "column_build", "box_program", "box_loops", "shard"}
     | {"source_parquet", "source_tar"},
+    {"catalog_items"},
+    {"catalog_rows"},
     {"catalog", "array_kernels", "kernels", "embed", "session_state", "pool"}
     | {"source_datasets", "source_embeddings"},
     {"engine", "query_plan", "image_copy", "session_code", "sources", "known_content"}
-    | {"shard_search"},
-    {"result_export", "source_arrays", "order_check"},
-    {"box_query"},
+    | {"shard_ask"},
+    {"shard_search", "proposed_pairs", "embed_source"}
+    | {"imagefolder", "huggingface_export", "fiftyone_export"},
+    {"row_export"},
+    {"duplicate_search"},
+    {"result_groups"},
+    {"result_export", "source_arrays", "order_check", "labelled_rows"},
+    {"box_query", "label_files"},
+    {"label_import"},
+    {"index_protocol"},
     {"catalog_writer", "catalog_index", "concept_catalog", "session_log"},
+    {"cluster_worker", "cluster_tasks"},
+    {"cluster_requests", "cluster_ingest"},
+    {"cluster_crew"},
+    {"cluster"},
+    {"open_index"},
     {"ingest", "distil", "column_rebuild", "column_export"},
     {"round_model", "demo_catalog", "map_build", "catalog_change"},
     {"catalog_append", "catalog_remove", "catalog_compact"},
@@ -64,6 +82,7 @@ LAYERS = [
     {"session_rounds"},
     {"session_advice"},
     {"session_search"},
+    {"session_labels"},
     {"session"},
     {"explorer_view", "explorer_images"},
     {"explorer_part"},
@@ -74,8 +93,11 @@ LAYERS = [
         "explorer_zoom",
         "explorer_rules",
         "explorer_export",
+        "explorer_groups",
         "explorer_picture",
         "app",
+        "cli_duplicates",
+        "cli_export",
     },
     {"explorer", "cli"},
     {"__init__"},
@@ -91,9 +113,17 @@ LAZY = {
     "usearch": {"vector_index"},
     "ipyvuetify": {"explorer"},
     "ipywidgets": {"explorer"},
+    "distributed": {"cluster_client", "cluster_crew", "cluster_ingest"}
+    | {"cluster_worker", "catalog", "catalog_rows", "cluster", "ingest"},
 }
 
-EAGER = {"explorer", "kernels", "box_loops", "tree_loops"}  # themselves imported late
+EAGER = {
+    "explorer",
+    "kernels",
+    "box_loops",
+    "tree_loops",
+    "cluster_worker",
+}  # themselves imported late
 
 
 def imports(module):

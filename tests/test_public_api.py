@@ -358,6 +358,8 @@ class TestReadme:
             "info",
             "search",
             "apply",
+            "export",
+            "duplicates",
             "append",
             "remove",
             "compact",

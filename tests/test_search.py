@@ -11,7 +11,7 @@ from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import EncoderError, ImageReadError, QueryError
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.search import query_vector, search
-from clipbranches_widget.shard_search import open_vector_index
+from clipbranches_widget.shard_ask import open_vector_index
 from clipbranches_widget.vector_index import EXACT_BELOW, exact_similarities, unit_query
 
 DIM = 4

@@ -92,6 +92,16 @@ def test_concept_columns_come_from_the_vocabulary_and_differ(rng):
     assert 16 <= model.n_columns <= 32
 
 
+@pytest.mark.parametrize("n_distinct", [1, 5, 8, 9])
+def test_few_distinct_rows_are_their_own_centroids(rng, n_distinct):
+    distinct = unit_rows(rng, n_distinct)
+    often = np.repeat(distinct[:1], 200, axis=0)  # one row alone at the start
+    model = default_column_model(np.concatenate([often, distinct]), encoder=None, n_columns=8)
+    assert model.n_columns == min(n_distinct, 8)
+    if n_distinct <= 8:
+        assert np.allclose(model.anchors, np.unique(distinct, axis=0), atol=1e-6)
+
+
 def test_half_of_the_columns_are_centroids_named_by_concepts(rng):
     embeddings = unit_rows(rng, 500)
     model = default_column_model(embeddings, encoder=WordTower(), n_columns=21)

@@ -183,3 +183,17 @@ def test_a_teacher_survives_json_and_refuses_nonsense():
     ]:
         with pytest.raises(ValueError, match=match):
             Teacher.from_dict({**teacher.to_dict(), name: value})
+
+
+@pytest.mark.parametrize("dim", [1, 16, 100, 513])
+def test_logits_are_exact_so_that_no_machine_sums_them_differently(rng, dim):
+    embeddings = rng.normal(size=(200, dim))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    stored = embeddings.astype(np.float16).astype(np.float32)
+    direction = (8 * rng.normal(size=dim)).astype(np.float32)
+    order = rng.permutation(dim)
+    one, other = Teacher(direction, 0.5), Teacher(direction[order], 0.5)
+    assert np.array_equal(one.logits(stored), other.logits(stored[:, order]))
+    exact = stored.astype(np.float64) @ direction.astype(np.float64) + 0.5
+    atol = 3e-8 * np.linalg.norm(direction)
+    assert np.allclose(one.logits(stored), exact, rtol=2e-7, atol=atol)
