@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from box_measure import SLOW_RUNS, status_mb, timed
 
-from clipbranches_widget.box_query import BoxAnswer, ColumnIndex, EnsembleAnswer
+from clipbranches_widget.box_query import ColumnIndex
 from clipbranches_widget.concept_file import boxes_from_list, forest_from_dict
 from clipbranches_widget.engine import load_compiled
+from clipbranches_widget.query_answer import BoxAnswer, EnsembleAnswer
 from clipbranches_widget.sorted_columns import SortedColumns
 
 Answer = BoxAnswer | EnsembleAnswer

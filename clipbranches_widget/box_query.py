@@ -11,20 +11,26 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.box_program import BoxProgram
 from clipbranches_widget.boxes import LeafBox, in_range
+from clipbranches_widget.column_stats import ColumnStats
 from clipbranches_widget.engine import Engine, EngineLoader
 from clipbranches_widget.errors import Cancelled
+from clipbranches_widget.query_answer import (
+    BoxAnswer,
+    BoxPart,
+    EnsembleAnswer,
+    join_parts,
+    joined_rows,
+)
 from clipbranches_widget.query_plan import (
     BoxStrategy,
-    ColumnStats,
     EnsembleStrategy,
     QueryPlan,
     by_selectivity,
@@ -43,63 +49,6 @@ if TYPE_CHECKING:
     from clipbranches_widget.trees import TreeEnsemble
 
 T = TypeVar("T")
-
-
-class BoxPart(NamedTuple):
-    """The answer for a stretch of one shard's rows.
-
-    Attributes
-    ----------
-    first_row : int
-        The catalog row of the shard's row 0.
-    local_rows : (m,) uint32
-        Rows in any box, ascending; later parts hold later rows.
-    box_ids : (m,) uint16
-        The first box that holds each row.
-    counts : (n_boxes,) int64
-        Rows of each box.
-    """
-
-    first_row: int
-    local_rows: NDArray[np.uint32]
-    box_ids: NDArray[np.uint16]
-    counts: NDArray[np.int64]
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """Catalog rows, (m,)."""
-        return np.add(self.local_rows, self.first_row, dtype=np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class BoxAnswer:
-    """The rows of a set of boxes.
-
-    Attributes
-    ----------
-    rows : (m,) int64
-        Rows in any box, ascending.
-    box_ids : (m,) uint16
-        The first box that holds each row.
-    counts : (n_boxes,) int64
-        Rows of each box.
-    plan : QueryPlan
-        How they were found.
-    """
-
-    rows: NDArray[np.int64]
-    box_ids: NDArray[np.uint16]
-    counts: NDArray[np.int64]
-    plan: QueryPlan
-
-
-@dataclass(frozen=True, slots=True)
-class EnsembleAnswer:
-    """The rows above a margin: `rows` (m,) int64 ascending, `margins` (m,) float32."""
-
-    rows: NDArray[np.int64]
-    margins: NDArray[np.float32]
-    plan: QueryPlan
 
 
 class ColumnIndex:
@@ -180,7 +129,7 @@ class ColumnIndex:
     ) -> NDArray[np.int64]:
         """Return the rows of `in_boxes` alone, (m,) int64 ascending: which boxes are not told."""
         _, parts = self.stream_boxes(boxes, strategy=strategy, cancel=cancel, only_rows=True)
-        return _joined_rows(list(parts))
+        return joined_rows(list(parts))
 
     def stream_boxes(
         self,
@@ -240,7 +189,7 @@ class ColumnIndex:
         pieces = self._pieces(engine.TREE_PIECE_ROWS)
         tasks = (partial(self._tree_piece, engine, program, limit, piece) for piece in pieces)
         parts = list(self._run(tasks, cancel))
-        rows = _joined_rows(parts)
+        rows = joined_rows(parts)
         margins = np.concatenate([np.empty(0, np.float32), *(part[2] for part in parts)])
         return EnsembleAnswer(rows, margins, plan)
 
@@ -363,26 +312,6 @@ class ColumnIndex:
             )
 
         return answer
-
-
-def join_parts(parts: Sequence[BoxPart], n_boxes: int, plan: QueryPlan) -> BoxAnswer:
-    """Put the parts of `ColumnIndex.stream_boxes` together; whole shards may come in any order."""
-    parts = sorted(parts, key=lambda part: part.first_row)
-    return BoxAnswer(
-        _joined_rows(parts),
-        np.concatenate([np.empty(0, np.uint16), *(part.box_ids for part in parts)]),
-        np.sum([np.zeros(n_boxes, np.int64), *(part.counts for part in parts)], axis=0),
-        plan,
-    )
-
-
-def _joined_rows(parts: Sequence[tuple[Any, ...]]) -> NDArray[np.int64]:
-    """Return catalog rows of parts that start with a shard's first row and local rows."""
-    ends = np.cumsum([0, *(len(part[1]) for part in parts)]).tolist()
-    rows = np.empty(ends[-1], dtype=np.int64)
-    for part, start, stop in zip(parts, ends[:-1], ends[1:], strict=True):
-        np.add(part[1], part[0], out=rows[start:stop])
-    return rows
 
 
 def n_cores() -> int:

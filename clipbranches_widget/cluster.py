@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbranches_widget.box_query import BoxPart
 from clipbranches_widget.catalog_index import by_shard
 from clipbranches_widget.cluster_crew import Crew
 from clipbranches_widget.cluster_requests import (
@@ -31,10 +30,12 @@ from clipbranches_widget.cluster_requests import (
     Propose,
 )
 from clipbranches_widget.column_model import ColumnModel
+from clipbranches_widget.column_stats import ColumnStats
 from clipbranches_widget.errors import ClusterError
 from clipbranches_widget.index_protocol import Rows, ScoredPart
 from clipbranches_widget.kept_rows import KeptRows
-from clipbranches_widget.query_plan import ColumnStats, plan_boxes
+from clipbranches_widget.query_answer import BoxPart
+from clipbranches_widget.query_plan import plan_boxes
 from clipbranches_widget.shard_ask import Ask, Proposed
 from clipbranches_widget.shard_search import Nearest, nearest_of_each
 from clipbranches_widget.tree_program import TreeProgram

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbranches_widget.box_query import ColumnIndex
-from clipbranches_widget.query_plan import ColumnStats
+from clipbranches_widget.column_stats import ColumnStats
 from clipbranches_widget.shard_ask import Ask, Proposed, propose
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from clipbranches_widget.box_query import BoxPart
     from clipbranches_widget.boxes import LeafBox
     from clipbranches_widget.cluster_worker import Served
+    from clipbranches_widget.query_answer import BoxPart
     from clipbranches_widget.query_plan import BoxStrategy
     from clipbranches_widget.teacher import Teacher
     from clipbranches_widget.tree_program import TreeProgram

@@ -28,6 +28,7 @@ from clipbranches_widget.concept_file import (
     read_concept,
     write_concept,
 )
+from clipbranches_widget.concept_values import checked_name, plain, share
 from clipbranches_widget.conditions import RuleState
 from clipbranches_widget.distil import draw_sample, random_rows
 from clipbranches_widget.encoder import EncoderInfo
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from clipbranches_widget.query_plan import BoxStrategy
     from clipbranches_widget.result import Result
     from clipbranches_widget.trees import TreeEnsemble
-
-MAX_NAME_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,8 +147,8 @@ class Concept:
             )
         rules = [branch for branch in result.branches if branch.box is not None]
         return cls(
-            name=_checked_name(name),
-            query_text=_plain(result.query_text),
+            name=checked_name(name),
+            query_text=plain(result.query_text),
             query_vector=query_vector,
             labels=labels,
             content_hashes=content_hashes(catalog, labels.rows),
@@ -240,7 +239,7 @@ class Concept:
         if catalog.n_rows < 1 or (len(labels) and labels.rows[-1] >= catalog.n_rows):
             raise ValueError(f"expected labels of rows below {catalog.n_rows}")
         return cls(
-            name=_checked_name(body["name"]),
+            name=checked_name(body["name"]),
             query_text=str(body["query"]["text"]),
             query_vector=query,
             labels=labels,
@@ -250,8 +249,8 @@ class Concept:
             boxes=boxes,
             states=tuple(states),
             n_nearest=n_nearest,
-            threshold=_share(body["threshold"]),
-            learned_threshold=_share(body["learned_threshold"]),
+            threshold=share(body["threshold"]),
+            learned_threshold=share(body["learned_threshold"]),
             seed=seed,
             encoder=encoder,
             column_model_hash=str(body["column_model"]),
@@ -378,24 +377,3 @@ class Concept:
                 f"{n_labels:,} labelled images are here"
             )
         return tuple(notes)
-
-
-def _checked_name(name: str) -> str:
-    is_name = isinstance(name, str) and name.strip() and "\n" not in name
-    if not is_name or len(name) > MAX_NAME_LENGTH:
-        raise ConceptError(
-            f"expected a name of one line, at most {MAX_NAME_LENGTH} characters, got {name!r:.100}"
-        )
-    return _plain(name)
-
-
-def _plain(text: str) -> str:
-    """Replace what UTF-8 cannot hold, as in paths of undecodable bytes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _share(value: Any) -> float:
-    number = float(value)
-    if not 0.0 < number < 1.0:
-        raise ValueError(f"expected a threshold between 0 and 1, got {value}")
-    return number

@@ -23,7 +23,6 @@ searches and rounds; `_images` reads pictures. `Session` has its own lock.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -35,14 +34,15 @@ import traitlets
 from ipyvuetify.VuetifyTemplate import VuetifyTemplate
 
 from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.errors import Cancelled, ClipBranchesError
+from clipbranches_widget.errors import ClipBranchesError
 from clipbranches_widget.explorer_audit import AuditPart
 from clipbranches_widget.explorer_export import ExportPart
 from clipbranches_widget.explorer_groups import GroupsPart
 from clipbranches_widget.explorer_images import THUMBNAIL_PX, Pictures
+from clipbranches_widget.explorer_jobs import ExplorerJobs
 from clipbranches_widget.explorer_lanes import Lane
 from clipbranches_widget.explorer_map import MapPart
-from clipbranches_widget.explorer_part import Part, Progress
+from clipbranches_widget.explorer_part import Part
 from clipbranches_widget.explorer_picture import OPENING_S, Poster, Snapshot, snapshot
 from clipbranches_widget.explorer_query import QueryPart
 from clipbranches_widget.explorer_rounds import RoundsPart
@@ -65,8 +65,6 @@ if TYPE_CHECKING:
     from clipbranches_widget.result import Result
     from clipbranches_widget.session_events import Round, Search
 
-log = logging.getLogger(__name__)
-
 PARTS: tuple[type[Part], ...] = (
     ScoresPart,  # first: another threshold gives the answer that the others pick from
     QueryPart,
@@ -84,10 +82,8 @@ PROGRESS_EVERY_S = 0.1
 MAX_TOLD_CHARS = 20_000
 """Longest caption that is sent at all."""
 
-IDLE: dict[str, Any] = {"name": "", "stage": "", "fraction": 0.0}
 
-
-class Explorer(VuetifyTemplate):
+class Explorer(ExplorerJobs, VuetifyTemplate):
     """A widget to search a catalog, mark images yes or no, and get every match.
 
     It acts on a `Session`, so cells and widget see at once what the other did, and several
@@ -111,8 +107,6 @@ class Explorer(VuetifyTemplate):
     marks = traitlets.Dict(help="Labels of the page; see `explorer_view.marks_view`.").tag(
         sync=True
     )
-    task = traitlets.Dict(IDLE, help="What runs: name, stage, fraction in 0..1.").tag(sync=True)
-    notice = traitlets.Dict(help="Latest error or remark: kind, text, and a number.").tag(sync=True)
     docked = traitlets.Unicode(help="Name of the docked panel; empty for none.").tag(sync=True)
     query = traitlets.Dict(help="See `explorer_query`.").tag(sync=True)
     zoom = traitlets.Dict(help="See `explorer_zoom`.").tag(sync=True)
@@ -134,21 +128,16 @@ class Explorer(VuetifyTemplate):
                 "use cb.Explorer(cb.Session(cb.demo()))"
             )
         self.session = source
-        self._ui = Lane("explorer-ui")
-        self._work = Lane("explorer-work")
-        self._images = Lane("explorer-images")
-        self._aside = Lane("explorer-aside")
+        self._make_lanes()
         self._pictures = Pictures(source.catalog, self._images, self.message, self._guard)
         reading = (self._images, self._pictures.sharp_lane, self._aside)
         self._lanes = (self._ui, self._work, *reading)
-        self._cancel = threading.Event()
         self._place = Place(tab="")
         self._page_size = PAGE_SIZE
         self._poster = Poster()
         self._contents: Contents | None = None
         self._followed: tuple[Search | None, Round | None] = (None, None)
         self._parts = {part.name: part(self) for part in PARTS}
-        self._n_notices = 0
         self._was_mounted = False
         super().__init__(
             task={"name": "open", "stage": "Opening the session", "fraction": 0.0},
@@ -198,12 +187,6 @@ class Explorer(VuetifyTemplate):
     def vue_refine(self, _data: object = None) -> None:
         """Run a round on the present labels."""
         self.refine()
-
-    def vue_cancel(self, _data: object = None) -> None:
-        """Ask the running search or round to stop."""
-        self._cancel.set()
-        self._work.replace(lambda _is_stale: None)
-        self._post(self.say, "Cancelled.")
 
     def vue_label(self, data: dict[str, Any]) -> None:
         """Give rows their label: 1 yes, -1 no, 0 none."""
@@ -281,42 +264,10 @@ class Explorer(VuetifyTemplate):
             others = [row for part in shown for row in part.rows()]
             self.marks = marks_view(self.contents, self._place, others)
 
-    def say(self, text: str, kind: str = "info") -> None:
-        """Show a remark, or an error."""
-        self._n_notices += 1
-        self.notice = {"kind": kind, "text": text, "number": self._n_notices}
-
-    def work(
-        self, name: str, stage: str, job: Callable[[Progress, Callable[[], bool]], None]
-    ) -> None:
-        """Run a slow job on the work lane; a later one outdates it and cancels a running round."""
-        self._cancel.set()
-        cancel = self._cancel = threading.Event()
-
-        def progress(stage: str, fraction: float) -> None:
-            self._post(self._set_task, name, stage, fraction)
-
-        def run(is_stale: Callable[[], bool]) -> None:
-            progress(stage, 0.0)
-            try:
-                job(progress, lambda: is_stale() or cancel.is_set())
-            finally:
-                self._post(self._set_task)
-
-        self._work.replace(lambda is_stale: self._guard(run, is_stale))
-
-    def aside(self, job: Callable[[Callable[[], bool]], None]) -> None:
-        """Run a quick reading job on a lane of its own; of several waiting, only the latest."""
-        self._aside.replace(lambda is_stale: self._guard(job, is_stale))
-
     def refine(self, *, threshold: float | None = None) -> None:
         """Run a round on the present labels; without a threshold, at that of the latest one."""
         cancel = self._cancel = threading.Event()
         self._work.replace(lambda is_stale: self._guard(self._refine, threshold, cancel, is_stale))
-
-    def post(self, action: Callable[..., None], *args: Any) -> None:
-        """Run `action` on the ui lane; what goes wrong is shown in the widget."""
-        self._post(action, *args)
 
     def message(self, method: str, *args: Any, buffers: Iterable[bytes] = ()) -> None:
         """Call a method of the root component: ``jupyter_METHOD(...args, buffers)``."""
@@ -439,24 +390,3 @@ class Explorer(VuetifyTemplate):
     def _tell(self, data: dict[str, Any]) -> None:
         row = int(data["row"])
         self.message("caption", row, shorten(self.session.catalog.caption(row), MAX_TOLD_CHARS))
-
-    def _set_task(self, name: str = "", stage: str = "", fraction: float = 0.0) -> None:
-        self.task = {"name": name, "stage": stage, "fraction": round(fraction, 3)}
-
-    # -- errors -----------------------------------------------------------------------------------
-
-    def _post(self, action: Callable[..., None], *args: Any) -> None:
-        self._ui.post(lambda: self._guard(action, *args))
-
-    def _guard(self, action: Callable[..., None], *args: Any) -> None:
-        """Run `action`; whatever goes wrong is shown in the widget, the unexpected also logged."""
-        try:
-            action(*args)
-        except Cancelled:
-            self._post(self.say, "Cancelled.")
-        except ClipBranchesError as error:
-            self._post(self.say, str(error), "error")
-        except Exception as error:
-            log.exception("the Explorer failed on %s", getattr(action, "__name__", action))
-            text = f"Unexpected {type(error).__name__}: {error}. Try again; if it comes back, "
-            self._post(self.say, text + "the traceback is in the kernel's log.", "error")

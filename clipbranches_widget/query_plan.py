@@ -23,15 +23,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipbranches_widget.box_program import on_edge
 from clipbranches_widget.boxes import N_CODES, CodeRange, LeafBox
+from clipbranches_widget.column_stats import Stats
 from clipbranches_widget.errors import QueryError
-from clipbranches_widget.sorted_columns import SortedColumns
 from clipbranches_widget.tree_program import TreeProgram
 from clipbranches_widget.trees import TreeEnsemble
 
@@ -40,56 +39,6 @@ EnsembleStrategy = Literal["scan", "leaves"]
 
 GATHER_BYTES = 64
 """A code at a random row costs a cache line."""
-
-
-class Stats(Protocol):
-    """What a planner may ask of an index: counts, no rows."""
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of all shards."""
-
-    @property
-    def n_shards(self) -> int:
-        """Shards that are asked one by one."""
-
-    @property
-    def has_bits(self) -> bool:
-        """Whether every shard stores prefix bit vectors."""
-
-    @property
-    def has_order(self) -> bool:
-        """Whether every shard stores its sorted order."""
-
-    def count(self, code_range: CodeRange) -> int:
-        """Return how many rows have a code in the range."""
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnStats:
-    """Counts over all shards of an index; see `Stats`. `offsets` is (D, 257) int64."""
-
-    offsets: NDArray[np.int64]
-    n_rows: int
-    n_shards: int
-    has_bits: bool
-    has_order: bool
-
-    @classmethod
-    def of(cls, shards: Sequence[SortedColumns]) -> ColumnStats:
-        """Sum the counts of shards; reads 2 KB a shard and column."""
-        return cls(
-            np.sum([shard.offsets for shard in shards], axis=0),
-            sum(shard.n_rows for shard in shards),
-            len(shards),
-            all(shard.prefix is not None for shard in shards),
-            all(shard.order is not None for shard in shards),
-        )
-
-    def count(self, code_range: CodeRange) -> int:
-        """Return how many rows have a code in the range."""
-        offsets = self.offsets[code_range.column]
-        return int(offsets[code_range.high] - offsets[code_range.low])
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +151,7 @@ def plan_boxes(
 
     Examples
     --------
+    >>> from clipbranches_widget.column_stats import ColumnStats
     >>> offsets = np.arange(257)[None, :].repeat(4, axis=0) * 10_000
     >>> stats = ColumnStats(offsets, 2_560_000, 1, has_bits=True, has_order=True)
     >>> box = LeafBox.from_bounds({0: (240, 256), 3: (0, 128)})

@@ -9,14 +9,13 @@ from PIL import Image, PngImagePlugin
 
 from clipbranches_widget.errors import ImageReadError
 from clipbranches_widget.images import (
-    OPENMOJI_FULL_PX,
-    OPENMOJI_SIZE_PX,
     content_hash,
     load,
     local_path,
     read_image,
     resolve,
 )
+from clipbranches_widget.openmoji import OPENMOJI_FULL_PX, OPENMOJI_SIZE_PX
 
 
 def encoded(image, kind, **options):

@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "npy", "boxes", "file_lock", "teacher", "kept_threads", "stage_bars", "intervals"},
     {"explorer_lanes", "round_clock", "kept_rows"},
     {"remote", "cluster_client"},
-    {"archives", "cells"},
+    {"archives", "cells", "openmoji"},
     {
         "storage",
         "images",
@@ -29,6 +29,7 @@ LAYERS = [
         "audit_report",
         "contact_sheet",
         "label_values",
+        "concept_values",
     },
     {"weights", "ranking", "trees", "vector_index", "column_model", "integrity", "array_build"}
     | {"map_layout", "source_table", "item_columns", "removed_rows", "catalog_lock"}
@@ -52,12 +53,12 @@ LAYERS = [
     {"catalog_rows"},
     {"catalog", "array_kernels", "kernels", "embed", "session_state", "pool"}
     | {"source_datasets", "source_embeddings"},
-    {"engine", "query_plan", "image_copy", "session_code", "sources", "known_content"}
+    {"engine", "column_stats", "image_copy", "session_code", "sources", "known_content"}
     | {"shard_ask"},
-    {"shard_search", "proposed_pairs", "embed_source"}
+    {"query_plan", "shard_search", "proposed_pairs", "embed_source"}
     | {"imagefolder", "huggingface_export", "fiftyone_export"},
     {"row_export"},
-    {"duplicate_search"},
+    {"duplicate_search", "query_answer"},
     {"result_groups"},
     {"result_export", "source_arrays", "order_check", "labelled_rows"},
     {"box_query", "label_files"},
@@ -86,7 +87,7 @@ LAYERS = [
     {"session"},
     {"explorer_view", "explorer_images"},
     {"explorer_part"},
-    {"explorer_computed"},
+    {"explorer_computed", "explorer_jobs"},
     {"explorer_suggest", "explorer_audit", "explorer_scores", "explorer_rounds", "explorer_map"},
     {
         "explorer_query",
@@ -96,6 +97,7 @@ LAYERS = [
         "explorer_groups",
         "explorer_picture",
         "app",
+        "cli_catalogs",
         "cli_duplicates",
         "cli_export",
     },
