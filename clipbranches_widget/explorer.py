@@ -185,8 +185,8 @@ class Explorer(ExplorerJobs, VuetifyTemplate):
     # -- events from the browser: post and return -------------------------------------------
 
     def vue_refine(self, _data: object = None) -> None:
-        """Run a round on the present labels."""
-        self.refine()
+        """Run a round on the present labels, those of clicks that came before among them."""
+        self._post(self.refine)
 
     def vue_label(self, data: dict[str, Any]) -> None:
         """Give rows their label: 1 yes, -1 no, 0 none."""

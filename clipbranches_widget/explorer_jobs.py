@@ -39,9 +39,13 @@ class ExplorerJobs(traitlets.HasTraits):
 
     def vue_cancel(self, _data: object = None) -> None:
         """Ask the running search or round to stop."""
+        self._stop()
+        self._post(self._stop)  # what was asked for before, and waits on the ui lane to start
+        self._post(self.say, "Cancelled.")
+
+    def _stop(self) -> None:
         self._cancel.set()
         self._work.replace(lambda _is_stale: None)
-        self._post(self.say, "Cancelled.")
 
     def say(self, text: str, kind: str = "info") -> None:
         """Show a remark, or an error."""

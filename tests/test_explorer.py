@@ -600,6 +600,29 @@ def test_a_lane_runs_in_order_and_takes_nothing_once_closed():
     assert threading.get_ident() not in {thread for _, thread in ran}
 
 
+def test_a_round_knows_the_clicks_that_came_before_it(session, explore):
+    session.search("striped bird")
+    explorer, free = explore(session), threading.Event()
+    explorer._ui.post(lambda: free.wait(30))
+    explorer.vue_label({"rows": [3, 5], "value": 1})
+    explorer.vue_refine()
+    explorer._work.post(free.set)  # the lane of rounds has nothing to do yet
+    settle(explorer)
+    assert session.result.labels.positive.tolist() == [3, 5]
+
+
+def test_cancel_also_stops_a_round_that_has_not_started(session, explore):
+    session.search("striped bird")
+    session.label(positive=[3])
+    explorer, free = explore(session), threading.Event()
+    explorer._ui.post(lambda: free.wait(30))
+    explorer.vue_refine()
+    explorer.vue_cancel()
+    free.set()
+    settle(explorer)
+    assert session.result is None
+
+
 def test_explorers_share_their_threads(session, explore):
     """One after the other, they need no more threads than a few do, and none is left behind."""
 
