@@ -93,13 +93,10 @@ class CatalogItems:
 
     def _groups(self, ascending: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
         """Yield shard, group and rows within it for every group that holds some of the rows."""
-        numbers = np.searchsorted(self._first_rows, ascending, side="right") - 1
-        for number in np.unique(numbers).tolist():
-            local_rows = ascending[numbers == number] - self._first_rows[number]
+        for number, rows in _runs(self._first_rows, ascending):
             _, starts = self._file(number)
-            groups = np.searchsorted(starts, local_rows, side="right") - 1
-            for group in np.unique(groups).tolist():
-                yield number, group, local_rows[groups == group] - starts[group]
+            for group, local_rows in _runs(starts, rows - self._first_rows[number]):
+                yield number, group, local_rows - starts[group]
 
     def _file(self, number: int) -> tuple[pq.ParquetFile, NDArray[np.int64]]:
         """Return a shard's file and the first local row of each of its groups."""
@@ -122,3 +119,13 @@ class CatalogItems:
         while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
             self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         return column
+
+
+def _runs(
+    starts: NDArray[np.int64], ascending: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield which of the ranges that begin at `starts` hold rows, each with those that it holds."""
+    ranges = np.searchsorted(starts, ascending, side="right") - 1
+    numbers, firsts = np.unique(ranges, return_index=True)
+    if len(ascending):  # nothing is split into one part
+        yield from zip(numbers.tolist(), np.split(ascending, firsts[1:]), strict=True)

@@ -36,8 +36,9 @@ def _duplicates(arguments: argparse.Namespace) -> int:
     if arguments.csv is not None:
         found.to_csv(arguments.csv, overwrite=True)
     else:
-        pairs = zip(found.rows.tolist(), found.representatives.tolist(), strict=True)
-        for (row, first), alike in zip(pairs, found.similarities.tolist(), strict=True):
-            print(f"{first}\t{row}\t{alike:.4f}\t{catalog.uri(row)}\t{catalog.caption(row)}")
+        names = ("representative", "row", "similarity", "path", "caption")
+        columns = (found.to_arrow().column(name).to_pylist() for name in names)
+        for first, row, alike, path, caption in zip(*columns, strict=True):
+            print(f"{first}\t{row}\t{alike:.4f}\t{path or ''}\t{caption or ''}")
     print(found)
     return 0

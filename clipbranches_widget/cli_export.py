@@ -23,7 +23,7 @@ def add_export(commands: Any) -> None:
         "--to",
         choices=FORMATS,
         help="csv or parquet tables (default by OUT's ending), imagefolder (a folder for each "
-        "label, default for other OUTs) or images (files alone)",
+        "label, default for an OUT without an ending) or images (files alone)",
     )
     export.add_argument(
         "--labels", action="store_true", help="the labelled images, not the latest round's answer"
@@ -39,7 +39,14 @@ def _export(arguments: argparse.Namespace) -> int:
     from clipbranches_widget.session_file import read_catalog_id
 
     out: Path = arguments.out
-    to = arguments.to or {".csv": "csv", ".parquet": "parquet"}.get(out.suffix, "imagefolder")
+    to = arguments.to or {".csv": "csv", ".parquet": "parquet", "": "imagefolder"}.get(
+        out.suffix.lower()
+    )
+    if to is None:
+        raise QueryError(
+            f"expected OUT to end in .csv or .parquet, or to be a folder without an ending, got "
+            f"{out.name}: say what to write with --to"
+        )
     catalog = Catalog.open(arguments.catalog or read_catalog_id(arguments.session).name)
     session = Session.open(arguments.session, catalog)
     rows: RowExport | None = session.export_labels() if arguments.labels else session.result

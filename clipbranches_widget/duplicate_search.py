@@ -237,13 +237,12 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
 
 def _first_of_content(catalog: Catalog, rows: Rows) -> Rows:
     """Return for each row the place of the first one of the same content hash, (n,) int64."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     own = np.arange(len(rows), dtype=np.int64)
     if not len(rows):
         return own
-    hashes = catalog.items.column("content_hash").take(pa.array(rows)).combine_chunks()
+    hashes = catalog.lines(rows, ["content_hash"]).column("content_hash").combine_chunks()
     named = pc.if_else(pc.equal(hashes, ""), None, hashes)
     codes = pc.fill_null(pc.dictionary_encode(named).indices, -1).to_numpy(zero_copy_only=False)
     return np.where(codes < 0, own, _first_of(codes))

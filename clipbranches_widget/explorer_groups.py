@@ -177,6 +177,7 @@ class GroupsPart(Part):
         """Return the open group: n_rows; members, of which each has row, caption, similarity."""
         members = self._members()
         if not members:
+            self._row = None  # it stays closed when an undo brings the same images back
             return None
         catalog = self.host.session.catalog
         shown = zip(members, [1.0, *groups.similarities_of(members[0]).tolist()], strict=True)

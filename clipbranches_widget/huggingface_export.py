@@ -78,7 +78,7 @@ def dataset_of(
     features = datasets.Features(
         own | dict(datasets.Features.from_arrow_schema(columns.schema).items())
     )
-    cells = _cells(catalog, rows, images, missing)
+    cells = _cells(catalog, rows, images, missing, cancel)
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser().absolute()
     place = folder / "clipbranches_widget" / f"{uuid.uuid4().hex}.arrow"
     schema = features.arrow_schema
@@ -123,13 +123,18 @@ def _free_names(names: Sequence[str]) -> list[str]:
 
 
 def _cells(
-    catalog: Catalog, rows: Sequence[int], images: Images, missing: Missing
+    catalog: Catalog,
+    rows: Sequence[int],
+    images: Images,
+    missing: Missing,
+    cancel: Event | None,
 ) -> Iterator[ImageCell | None]:
     """Return what to store for each image; lost files are found at once, before the first."""
     files: list[Path | None] = [None] * len(rows)
     lost: dict[int, str] = {}
     if images != "thumbnails":
         for at, row in enumerate(rows):
+            _stop_at(cancel)
             try:
                 files[at] = image_file(catalog, row)
             except ImageReadError as error:
@@ -196,8 +201,7 @@ def _batches(
     gathered: list[ImageCell | None] = []
     n_bytes = first = 0
     for number, cell in enumerate(cells):
-        if cancel is not None and cancel.is_set():
-            raise Cancelled("cancelled: no data set was written")
+        _stop_at(cancel)
         gathered.append(cell)
         n_bytes += len((cell and cell["bytes"]) or b"")
         if len(gathered) == _BATCH_ROWS or n_bytes >= _BATCH_BYTES:
@@ -206,6 +210,11 @@ def _batches(
             if progress is not None:
                 progress("Writing the data set", first / len(rows))
     yield batch(first, gathered)
+
+
+def _stop_at(cancel: Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("cancelled: no data set was written")
 
 
 def _write(place: Path, schema: pa.Schema, batches: Iterator[pa.Table]) -> None:

@@ -103,7 +103,7 @@ def copy_images(
     root = place.resolve()
     written: dict[int, Path] = {}
     skipped: dict[int, str] = {}
-    uris = [catalog.uri(row) for row in rows]
+    uris = [uri or "" for uri in catalog.lines(rows, ["uri"]).column("uri").to_pylist()]
     targets = _targets(rows, uris, folders, across=for_dataset)
     suffixes = DATASET_SUFFIXES if for_dataset else None
     for number, (row, target) in enumerate(targets):

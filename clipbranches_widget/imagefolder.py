@@ -103,7 +103,7 @@ def write_imagefolder(
         `cancel` was set; nothing is left behind.
     """
     target = _empty_place(place)
-    temporary = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
+    temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:12]}.tmp")
     kept = [position for position, folder in enumerate(folders) if folder is not None]
     try:
         copied = copy_images(
@@ -135,6 +135,11 @@ def _empty_place(place: str | Path) -> Path:
         raise ExportError(
             f"expected a new or empty folder, found files in {target}: labels may have changed "
             "since they were written, so delete it or choose another path"
+        )
+    if target.is_mount():  # known before all is copied: the finished folder takes its place
+        raise ExportError(
+            f"expected a folder that can be replaced, got {target}, where a disk or volume is "
+            f"mounted: write to a new folder in it, such as {target / 'images'}"
         )
     make_folder(target.parent)
     return target

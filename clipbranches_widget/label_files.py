@@ -105,6 +105,8 @@ def read_labels(
         source = source.to_arrow()
     if is_dataset(source):
         return _of_dataset(source, label_column, mapping)
+    if type(source).__module__.partition(".")[0] == "pandas":
+        source = _plain(source, LABEL_COLUMN if label_column is None else label_column)
     try:
         table = arrow_table(source)
     except CatalogError as error:
@@ -113,6 +115,20 @@ def read_labels(
             f"{type(source).__name__}"
         ) from error
     return _of_table(table, Path.cwd(), label_column, mapping)
+
+
+def _plain(frame: Any, label_column: str) -> Any:
+    """Return a pandas object with the wanted columns alone; in these, objects become text.
+
+    Such are `Path` objects, and labels that are words and numbers.
+    """
+    there = list(getattr(frame, "columns", ()))
+    if label_column not in there:
+        return frame
+    frame = frame[[name for name in there if name in {label_column, *_IDENTIFYING}]]
+    is_object = [dtype.kind == "O" for dtype in frame.dtypes]
+    texts = {name: frame[name].map(str, na_action="ignore") for name in frame.columns[is_object]}
+    return frame.assign(**texts)
 
 
 def _of_path(path: Path, label_column: str | None, mapping: Mapped | None) -> LabelLines:
@@ -130,7 +146,7 @@ def _of_path(path: Path, label_column: str | None, mapping: Mapped | None) -> La
     if kind in _ARROW_SUFFIXES:
         return _of_table(_read_arrow([path], name), path.parent, label_column, mapping)
     if kind in {".csv", ".tsv"}:
-        columns = _of_csv(path, "\t" if kind == ".tsv" else ",")
+        columns = _of_csv(path)
     elif kind in {".jsonl", ".json", ".ndjson"}:
         columns = _of_json(path)
     else:
@@ -161,13 +177,27 @@ def _read_arrow(paths: Sequence[Path], label_column: str) -> Any:
         raise LabelError(f"expected Parquet or Arrow in {paths[0]}, got: {error}") from error
 
 
-def _of_csv(path: Path, separator: str) -> dict[str, list[Any]]:
-    """Read a CSV as text: ``001`` stays so, and a path named NA, too."""
+def _of_csv(path: Path) -> dict[str, list[Any]]:
+    """Read a CSV as text: ``001`` stays so, and a path named NA, too.
+
+    Many spreadsheets separate by semicolons; the header tells.
+    """
     import pandas as pd
 
     try:
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline()
+        likeliest = "\t,;" if path.suffix.lower() == ".tsv" else ",;\t"
+        separator = next((each for each in likeliest if each in header), ",")
+        names = pd.read_csv(path, sep=separator, nrows=0, encoding="utf-8-sig").columns
         frame = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+            path,
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            index_col=False,  # a comma at the end of each line moves no column
+            usecols=range(len(names)),
+            encoding="utf-8-sig",
         )
     except (ValueError, OSError) as error:
         raise LabelError(f"expected a table with a header in {path}, got: {error}") from error
@@ -184,7 +214,8 @@ def _of_json(path: Path) -> dict[str, list[Any]]:
         if text.lstrip().startswith("["):
             records = json.loads(text)
         else:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            # Not splitlines: a caption may hold one of the rarer ends of a line.
+            records = [json.loads(line) for line in text.split("\n") if line.strip()]
         names = dict.fromkeys(name for record in records for name in record)
         return {name: [record.get(name) for record in records] for name in names}
     except (ValueError, AttributeError, TypeError, OSError) as error:
@@ -259,7 +290,8 @@ def candidates(text: object, folder: Path) -> list[str]:
         return []
     if scheme(text) or text.startswith("openmoji:"):
         return [text]
-    return [text, os.path.normpath(folder / Path(text).expanduser())]
+    place = os.path.expanduser(text)  # noqa: PTH111 - that of Path raises for ~$a.jpg
+    return [text, os.path.normpath(folder / place)]
 
 
 def _row(value: object) -> int | None:
@@ -302,7 +334,9 @@ def _metadata(file: Path) -> dict[str, LabelLine]:
     if not file.is_file():
         return {}
     columns = _of_json(file)
-    names = columns.get("file_name", [])
+    if "file_name" not in columns:
+        return {}
+    names = columns["file_name"]
     columns = {name: columns[name] for name in ("row", "path", "content_hash") if name in columns}
     if not columns:
         return {}
@@ -331,7 +365,7 @@ def _of_session(path: Path) -> LabelLines:
 
 def _named(catalog: Catalog, labels: LabelSet) -> list[LabelLine]:
     rows = labels.rows
-    lines = catalog.items.select(["uri", "content_hash"]).take(rows).to_pylist()
+    lines = catalog.lines(rows, ["uri", "content_hash"]).to_pylist()
     root = Path(catalog.manifest.source_root or Path.cwd())
     return [
         LabelLine(

@@ -4,10 +4,11 @@ A line is about the first of these that there is:
 
 1. the row of its row id, where the file says that it is of this catalog, or where the path or the
    content hash in the line is that of the row;
-2. the row with its path or URL, unless both have a content hash and these differ;
+2. the row with its path or URL;
 3. the row with its content hash; of several the lowest.
 
-Rows that were removed are passed over.
+A row whose content hash is known and another than that in the line is not meant, whatever else
+says so (unless the caller says that row ids are right). Rows that were removed are passed over.
 """
 
 from __future__ import annotations
@@ -163,25 +164,38 @@ class _Match:
             and bool(catalog.is_present[row])
         ]
         rows = np.array([self._lines[at].row for at in places], dtype=np.int64)
-        if self._is_same or self._by == "row":
-            for at, row in zip(places, rows.tolist(), strict=True):
-                self._found[at] = (row, "row")
-            return
-        items = catalog.items.select(["uri", "content_hash"]).take(rows).to_pylist()
+        items = catalog.lines(rows, ["uri", "content_hash"]).to_pylist()
         for at, row, item in zip(places, rows.tolist(), items, strict=True):
-            line = self._lines[at]
-            is_path = item["uri"] and item["uri"] in self._forms(line)
-            if _agrees(line, item["content_hash"]) and (is_path or line.content_hash):
+            if self._by == "row" or self._is_row(self._lines[at], item):
                 self._found[at] = (row, "row")
+
+    def _is_row(self, line: LabelLine, item: Mapping[str, str | None]) -> bool:
+        """Return whether a row id may be believed, of which this is known in the catalog."""
+        if not _agrees(line, item["content_hash"]):
+            return False  # tables of several catalogs in one name the first of them alone
+        is_content = bool(line.content_hash and item["content_hash"])
+        return self._is_same or is_content or bool(item["uri"] and item["uri"] in self._forms(line))
 
     def _by_path(self, waiting: list[int]) -> None:
         forms = {at: self._forms(self._lines[at]) for at in waiting}
         rows = self._rows_with("uri", {form for each in forms.values() for form in each})
-        hashes = self._catalog.items.column("content_hash")
+        named = np.unique(np.fromiter(rows.values(), np.int64, len(rows)))
+        hashes = self._catalog.lines(named, ["content_hash"]).column("content_hash").to_pylist()
+        hash_of = dict(zip(named.tolist(), hashes, strict=True))
         for at, each in forms.items():
-            row = next((rows[form] for form in each if form in rows), None)
-            if row is not None and _agrees(self._lines[at], hashes[row].as_py()):
-                self._found[at] = (row, "path")
+            line = self._lines[at]
+            there = dict.fromkeys(rows[form] for form in each if form in rows)
+            agreeing = [row for row in there if _agrees(line, hash_of[row])]
+            if len(agreeing) > 1 and not (line.content_hash and hash_of[agreeing[0]]):
+                one, other = (self._catalog.uri(row) for row in agreeing[:2])
+                raise LabelError(
+                    f"expected paths that name one image, got {line.paths[0]!r}, which is {one!r} "
+                    f"of the catalog, and {other!r} from the folder of the labels: write whole "
+                    "paths, "
+                    "or a column content_hash; nothing was changed"
+                )
+            if agreeing:
+                self._found[at] = (agreeing[0], "path")
 
     def _by_content(self, waiting: list[int]) -> None:
         wanted = {at: _hash_of(self._lines[at]) for at in waiting}
@@ -197,7 +211,7 @@ class _Match:
 
         if not wanted:
             return {}
-        values = self._catalog.items.column(column)
+        values = self._catalog.item_store.columns([column]).column(column)
         mask = pc.is_in(values, value_set=pa.array(list(wanted), values.type))
         rows = self._catalog.without_removed(np.flatnonzero(mask.to_numpy()).astype(np.int64))
         found = zip(values.take(rows[::-1]).to_pylist(), rows[::-1].tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any, TypeAlias
@@ -57,10 +58,15 @@ def read_values(values: Iterable[Any], mapping: Mapped | None = None) -> list[in
     return [label or 0 for label in read]
 
 
+def _text(value: Any) -> str:
+    """Return a value as text: a CSV file has no other, and whole numbers beside gaps are floats."""
+    return re.sub(r"\A(-?\d+)\.0+\Z", r"\1", str(value))
+
+
 def value_of(value: Any, mapping: Mapped | None = None) -> int | None:
     """Return +1, -1 or 0 for no label; None for a value that is not known."""
     for key, meaning in (mapping or {}).items():
-        if str(key) == str(value):  # a CSV file has only text
+        if _text(key) == _text(value):
             return value_of(meaning)
     if value is None:
         return 0

@@ -14,6 +14,8 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from clipbranches_widget.errors import Cancelled, ExportError
 from clipbranches_widget.fiftyone_export import fiftyone_dataset
 from clipbranches_widget.huggingface_export import Images, Missing, dataset_of
@@ -24,7 +26,6 @@ from clipbranches_widget.labels import LABEL_WORDS, LabelSet
 from clipbranches_widget.storage import atomic_file
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import pyarrow as pa
     from datasets import Dataset
@@ -325,7 +326,7 @@ def items_with(catalog: Catalog, rows: NDArray[np.int64], first: dict[str, pa.Ar
     """
     import pyarrow as pa
 
-    items = catalog.items.drop_columns(["row"]).take(rows)
+    items = catalog.lines(rows).drop_columns(["row"])
     taken = {*first, "path", *items.column_names}
     columns = dict(first)
     for name, column in zip(items.column_names, items.columns, strict=True):
@@ -345,8 +346,11 @@ def with_labels(table: pa.Table, labels: LabelSet | None) -> pa.Table:
         names = table.column_names
         new = _free(LABEL_COLUMN, names)
         table = table.rename_columns([new if name == LABEL_COLUMN else name for name in names])
-    rows = table.column("row").to_pylist()
-    words = [LABEL_WORDS.get(0 if labels is None else labels.get(row)) for row in rows]
+    words = np.full(len(table), None, dtype=object)
+    if labels is not None:
+        rows = table.column("row").to_numpy()
+        words[np.isin(rows, labels.positive)] = LABEL_WORDS[1]
+        words[np.isin(rows, labels.negative)] = LABEL_WORDS[-1]
     return table.add_column(1, LABEL_COLUMN, pa.array(words, pa.string()))
 
 

@@ -58,6 +58,19 @@ def test_only_what_is_asked_for_is_read(catalog):
     assert "table" not in catalog.item_store.__dict__
 
 
+def test_exports_imports_and_duplicates_read_lines_alone(catalog, tmp_path):
+    session = cb.Session(catalog, tmp_path / "s.jsonl")
+    session.label(positive=[3, 450], negative=[200])
+    out = session.export_labels().to_csv(tmp_path / "l.csv")
+    again = cb.Session(catalog, tmp_path / "t.jsonl")
+    assert again.import_labels(out).matched["row"] == 3
+    paths = session.export_labels().to_pandas()[["path", "label"]]
+    assert again.import_labels(paths, by="path").matched["path"] == 3
+    assert again.labels == session.labels
+    assert cb.near_duplicates(catalog, rows=[7, 300, 8], similarity=0.1).n_compared == 3
+    assert "table" not in catalog.item_store.__dict__
+
+
 def test_what_is_kept_is_bounded(catalog, monkeypatch):
     monkeypatch.setattr(catalog_items, "KEPT_BYTES", 2_000)
     for row in range(N_ROWS):

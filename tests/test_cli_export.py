@@ -54,6 +54,10 @@ def test_a_catalog_that_moved_is_named(session, tmp_path, capsys):
     [
         (["{session}", "a.csv"], "expected a session with a round, got <Session"),
         (["{session}", "f", "--labels", "--overwrite"], "expected --overwrite only without"),
+        (
+            ["{session}", "a.json", "--labels"],
+            "expected OUT to end in .csv or .parquet, or to be a",
+        ),
         (["lost.jsonl", "a.csv"], "expected a session file, whose first line names its catalog"),
     ],
 )
@@ -62,3 +66,8 @@ def test_what_cannot_be_exported(session, tmp_path, capsys, arguments, message):
     assert main(["export", *(str(paths.get(each, each)) for each in arguments)]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "a.csv").exists()
+
+
+def test_the_case_of_the_ending_does_not_matter(session, tmp_path):
+    assert main(["export", str(session.path), str(tmp_path / "L.CSV"), "--labels"]) == 0
+    assert len(pd.read_csv(tmp_path / "L.CSV")) == 9

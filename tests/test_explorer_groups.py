@@ -180,6 +180,24 @@ def test_a_new_search_closes_the_group_and_groups_anew(session, explore):
     assert shown(explorer) == hits.grouped(LOW).rows[:60].tolist()
 
 
+def test_a_group_that_was_closed_by_a_search_stays_closed_after_undo(session, explore):
+    explorer = explore(session)
+    show(explorer)
+    before = shown(explorer)
+    row, _ = biggest(session)
+    act(explorer, "open", row=row)
+    assert explorer.groups["open"]["n_rows"] > 1
+    session.filter({"row": (899, None)})
+    settle(explorer)
+    wait_for(lambda: explorer.groups.get("n_images") == 1)
+    assert explorer.groups["open"] is None
+    session.undo()
+    settle(explorer)
+    wait_for(lambda: explorer.groups.get("n_images") == 150)
+    assert shown(explorer) == before
+    assert explorer.groups["open"] is None
+
+
 def test_filters_leave_the_groups_of_what_passes(session, explore):
     explorer = explore(session)
     show(explorer)

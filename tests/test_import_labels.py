@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import clipbranches_widget as cb
 from clipbranches_widget.errors import LabelError, SessionFileError
+from clipbranches_widget.images import content_hash
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.label_values import read_values
 from clipbranches_widget.session import Session
@@ -370,3 +371,97 @@ def test_sources_that_have_no_labels(session, tmp_path):
     with pytest.raises(LabelError, match="expected a column that names the images"):
         session.import_labels(pd.DataFrame({"label": ["yes"], "name": ["a"]}))
     assert len(session.labels) == len(SAID)
+
+
+@pytest.mark.parametrize("uris", [None, [f"/elsewhere/{row}.png" for row in range(N)]])
+def test_row_ids_are_not_believed_where_the_catalog_knows_no_content(session, rng, tmp_path, uris):
+    vectors = rng.normal(size=(N, 8)).astype(np.float32)
+    items = None if uris is None else pd.DataFrame({"uri": uris})
+    other = Session(from_embeddings(vectors, tmp_path / "e.cbcat", items=items))
+    done = other.import_labels(session.export_labels().to_pandas())
+    assert len(done.unmatched) == len(SAID)
+    assert not len(other.labels)
+
+
+def test_tables_of_two_catalogs_in_one(session, catalog, folder, tmp_path):
+    other = Session(build([folder / name for name in reversed(NAMES)], tmp_path / "o.cbcat"))
+    other.label(negative=[5])
+    both = pa.concat_tables([s.export_labels().to_arrow() for s in (session, other)])
+    third = Session(catalog, tmp_path / "t.jsonl")
+    third.import_labels(both)  # its metadata names the first catalog alone
+    assert by_name(third) == SAID | {NAMES[N - 6]: -1}
+
+
+def test_a_path_that_may_be_two_images_is_an_error(folder, tmp_path):
+    (folder / "2020").mkdir()
+    (folder / "2020" / NAMES[0]).write_bytes(picture(50))
+    session = Session(build(folder, tmp_path / "tree.cbcat"))
+    labels = folder / "2020" / "labels.csv"
+    labels.write_text(f"path,label\n{NAMES[0]},no\n", encoding="utf-8")
+    with pytest.raises(LabelError, match=r"which is '0\.png' of the catalog, and '2020/0\.png'"):
+        session.import_labels(labels)
+    content = content_hash(picture(50))
+    labels.write_text(f"path,label,content_hash\n{NAMES[0]},no,{content}\n", encoding="utf-8")
+    session.import_labels(labels)
+    assert [session.catalog.uri(row) for row in session.labels.negative] == [f"2020/{NAMES[0]}"]
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.0, None], ["1.0", "0.0", ""], [1, 0, 0]])
+def test_a_mapping_of_whole_numbers_holds_for_floats(values):
+    assert read_values(values, {1: "no", 0: "yes"})[:2] == [-1, 1]
+    assert read_values(values, {"1.0": "no", "0": "yes"})[:2] == [-1, 1]
+
+
+def test_objects_and_mixed_values_in_a_frame(catalog, folder, tmp_path):
+    paths = [folder / NAMES[0], folder / NAMES[1], str(folder / NAMES[2]), None]
+    frame = pd.DataFrame({"path": paths, "label": [1, "no", None, "yes"], "other": [{1}] * 4})
+    session = Session(catalog, tmp_path / "t.jsonl")
+    done = session.import_labels(frame)
+    assert session.labels.to_dict() == {"positive": [0], "negative": [1]}
+    assert (len(done.unmatched), done.n_unlabelled) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path;label\r\n{0};yes\r\n{1};no\r\n",
+        "path\tlabel\n{0}\tyes\n{1}\tno\n",
+        "path,label\n{0},yes,\n{1},no,\n",
+        "\ufeffpath,label\n{0},yes\n{1},no\n",
+    ],
+)
+def test_what_spreadsheets_make_of_a_csv(catalog, folder, tmp_path, text):
+    names = [folder / NAMES[0], folder / NAMES[1]]
+    (tmp_path / "l.csv").write_text(text.format(*names), encoding="utf-8")
+    session = Session(catalog, tmp_path / "t.jsonl")
+    session.import_labels(tmp_path / "l.csv")
+    assert session.labels.to_dict() == {"positive": [0], "negative": [1]}
+
+
+def test_a_name_that_begins_with_a_tilde(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "~$a.png").write_bytes(picture(0))
+    session = Session(build(tmp_path / "images", tmp_path / "c.cbcat"))
+    session.import_labels(pd.DataFrame({"path": ["~$a.png"], "label": ["yes"]}))
+    assert session.labels.to_dict() == {"positive": [0], "negative": []}
+
+
+def test_captions_with_rare_line_ends_come_back_in(rng, tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(0))
+    items = pd.DataFrame({"path": [str(tmp_path / "a.png")], "caption": ["a\u2028b\x85c\x0bd"]})
+    catalog = build(items, tmp_path / "c.cbcat")
+    session = Session(catalog)
+    session.label(positive=[0])
+    out = session.export_labels().to_imagefolder(tmp_path / "f")
+    again = Session(catalog)
+    assert again.import_labels(out.folder).matched["row"] == 1
+    assert again.import_labels(out.folder / "metadata.jsonl").matched["row"] == 1
+
+
+def test_a_metadata_file_of_another_kind_is_passed_over(catalog, tmp_path):
+    (tmp_path / "f" / "yes").mkdir(parents=True)
+    (tmp_path / "f" / "yes" / "x.png").write_bytes(picture(3))
+    (tmp_path / "f" / "metadata.jsonl").write_text('{"path": "x.png"}\n', encoding="utf-8")
+    session = Session(catalog, tmp_path / "t.jsonl")
+    session.import_labels(tmp_path / "f")
+    assert session.labels.to_dict() == {"positive": [3], "negative": []}

@@ -238,6 +238,18 @@ def test_the_folder_of_the_unlabelled_is_a_name_of_its_own(labelled, tmp_path, n
     assert not (tmp_path / "out").exists()
 
 
+def test_a_place_that_is_a_mounted_disk_is_refused_before_anything_is_copied(
+    labelled, tmp_path, monkeypatch
+):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == volume)  # mounting takes root
+    with pytest.raises(ExportError, match=r"where a disk or volume is mounted: .*volume/images"):
+        labelled.to_imagefolder(volume)
+    assert list(tmp_path.glob(".*")) == []
+    assert len(labelled.to_imagefolder(volume / "images").written) == len(labelled)
+
+
 def test_a_cancelled_image_folder_leaves_nothing(labelled, tmp_path):
     cancel = threading.Event()
     before = sorted(tmp_path.iterdir())

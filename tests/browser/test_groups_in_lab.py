@@ -80,11 +80,11 @@ def cell_of(explorer, row):
 
 
 def widest(explorer):
-    """Return by how many pixels the page or a dialog is wider than the Explorer."""
+    """Return by how many pixels the search, the page or a dialog is wider than the Explorer."""
     return explorer.evaluate(
         """root => Math.max(
-            ...[...root.querySelectorAll('.cbw-area, .cbw-tools, .cbw-sheet')].map(part =>
-                Math.max(part.scrollWidth, part.clientWidth) - root.clientWidth
+            ...[...root.querySelectorAll('.cbw-search, .cbw-area, .cbw-tools, .cbw-sheet')].map(
+                part => Math.max(part.scrollWidth, part.clientWidth) - root.clientWidth
             )
         )"""
     )
