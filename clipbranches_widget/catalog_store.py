@@ -260,7 +260,7 @@ def _fetch(url: str, text: bytes, stage: Path, known: dict[str, Path], *, progre
         file, piece = job
         address = _at(url, file.relative_to(stage).as_posix())
         file.parent.mkdir(parents=True, exist_ok=True)
-        copy_here(address, file)
+        copy_here(address, file, most=piece.n_bytes)
         if file.stat().st_size != piece.n_bytes or checksum(file) != piece.checksum:
             raise CatalogCorruptError(
                 f"{address}: expected {piece.n_bytes} bytes with checksum {piece.checksum}, as "

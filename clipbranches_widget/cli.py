@@ -14,6 +14,7 @@ from clipbranches_widget import __version__
 from clipbranches_widget.cli_catalogs import COLUMN_PARTS, COLUMNS_HELP, add_growth, add_index
 from clipbranches_widget.cli_duplicates import add_duplicates
 from clipbranches_widget.cli_export import add_export
+from clipbranches_widget.cli_text import one_line
 from clipbranches_widget.errors import ClipBranchesError, ExportError, QueryError
 
 if TYPE_CHECKING:
@@ -236,7 +237,8 @@ def _apply(arguments: argparse.Namespace) -> int:
 def _print_rows(result: Result) -> None:
     catalog = result.catalog
     for row, score in zip(result.rows.tolist(), result.scores.tolist(), strict=True):
-        print(f"{score:.4f}\t{row}\t{catalog.uri(row)}\t{catalog.caption(row)}")
+        said = map(one_line, (catalog.uri(row), catalog.caption(row)))
+        print(f"{score:.4f}", row, *said, sep="\t")
 
 
 def _app(arguments: argparse.Namespace) -> int:

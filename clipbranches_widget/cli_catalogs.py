@@ -7,6 +7,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from clipbranches_widget.cli_text import one_line
 from clipbranches_widget.errors import QueryError
 
 PRETRAINED = "laion2b_s34b_b79k"
@@ -119,7 +120,7 @@ def _index(arguments: argparse.Namespace) -> int:
         )
     print(catalog)
     for uri, reason in zip(*catalog.skipped.to_pydict().values(), strict=True):
-        print(f"skipped {uri}: {reason}", file=sys.stderr)
+        print(f"skipped {one_line(uri)}: {one_line(reason)}", file=sys.stderr)
     return 0
 
 
@@ -169,7 +170,7 @@ def _append(arguments: argparse.Namespace) -> int:
             **columns,
         )
     for uri, reason in zip(*added.skipped.to_pydict().values(), strict=True):
-        print(f"skipped {uri}: {reason}", file=sys.stderr)
+        print(f"skipped {one_line(uri)}: {one_line(reason)}", file=sys.stderr)
     print(added)
     print(added.catalog)
     return 0

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from clipbranches_widget.cli_text import one_line
+
 
 def add_duplicates(commands: Any) -> None:
     """Add the command to those of the command line."""
@@ -39,6 +41,7 @@ def _duplicates(arguments: argparse.Namespace) -> int:
         names = ("representative", "row", "similarity", "path", "caption")
         columns = (found.to_arrow().column(name).to_pylist() for name in names)
         for first, row, alike, path, caption in zip(*columns, strict=True):
-            print(f"{first}\t{row}\t{alike:.4f}\t{path or ''}\t{caption or ''}")
+            said = map(one_line, (path or "", caption or ""))
+            print(first, row, f"{alike:.4f}", *said, sep="\t")
     print(found)
     return 0

@@ -19,7 +19,8 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipbranches_widget.cluster_client import check_client, import_distributed, worker_threads
@@ -39,6 +40,17 @@ KNOW_WORKERS_S = 1.0
 """How long the list of workers is believed: a lost one costs no more than its page cache."""
 
 _CANCELLED = (asyncio.CancelledError, concurrent.futures.CancelledError)
+
+_Answer = concurrent.futures.Future[dict[int, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Part of a request, its task, and the worker it was meant for; None for any."""
+
+    part: ShardRequest
+    future: Any
+    address: str | None
 
 
 class Crew:
@@ -90,65 +102,76 @@ class Crew:
         What is not consumed is cancelled. Raises as `ask`, and Cancelled when `cancel` is set.
         """
         with self._clear_errors():
-            futures = self._submitted(request)
-        return self._gathered(futures, cancel)
+            waiting = self._submitted(request)
+        return self._gathered(waiting, cancel)
 
-    def _submitted(self, request: ShardRequest) -> list[Any]:
-        from clipbranches_widget.cluster_worker import serve
-
+    def _submitted(self, request: ShardRequest) -> dict[_Answer, _Sent]:
         self._join()
         sizes = {number: self._catalog.shards[number].n_rows for number in request.numbers}
-        futures, n_bytes = [], 0
-        for address, numbers in shares(sizes, self._known_workers()).items():
-            part = request.only(numbers)
-            n_bytes += packed_bytes(part)
-            futures.append(
-                self._client.submit(
-                    serve,
-                    self._name,
-                    part,
-                    workers=[address],
-                    allow_other_workers=True,
-                    pure=False,
-                    retries=RETRIES,
-                )
-            )
+        dealt = shares(sizes, self._known_workers())
+        with self._lock:
+            self.n_round_trips += 1
+        return dict(self._send(request.only(each), address) for address, each in dealt.items())
+
+    def _send(self, part: ShardRequest, address: str | None) -> tuple[_Answer, _Sent]:
+        """Send part of a request, rather to this worker; returns what will be its answer."""
+        from clipbranches_widget.cluster_worker import serve
+
+        self._count_bytes(part)
+        rather = {} if address is None else {"workers": [address], "allow_other_workers": True}
+        future = self._client.submit(serve, self._name, part, pure=False, retries=RETRIES, **rather)
+        answer = asyncio.run_coroutine_threadsafe(
+            self._client.gather(future, asynchronous=True), self._client.loop.asyncio_loop
+        )
+        return answer, _Sent(part, future, address)
+
+    def _count_bytes(self, value: object) -> None:
+        n_bytes = packed_bytes(value)
         with self._lock:
             self.bytes_moved += n_bytes
-            self.n_round_trips += 1
-        return futures
 
     def _gathered(
-        self, futures: Sequence[Any], cancel: threading.Event | None
+        self, waiting: dict[_Answer, _Sent], cancel: threading.Event | None
     ) -> Iterator[dict[int, Any]]:
-        distributed = import_distributed()
         every = LOOK_EVERY_S if cancel is None else LOOK_FOR_CANCEL_EVERY_S
-        done: set[Any] = set()
-        waiting, looked = set(futures), time.monotonic()
-        del futures
+        done: set[_Answer] = set()
+        looked = time.monotonic()
         try:
             while waiting:
                 with self._clear_errors():
-                    try:
-                        done, waiting = distributed.wait(waiting, every, "FIRST_COMPLETED")
-                        answers = self._client.gather(list(done))
-                    except TimeoutError:
-                        answers = []
+                    done, _ = concurrent.futures.wait(waiting, every, "FIRST_COMPLETED")
+                    answers = [each.result() for each in done]
                     if cancel is not None and cancel.is_set():
                         raise Cancelled("the query was cancelled")
                     if not answers and time.monotonic() - looked > LOOK_EVERY_S:
-                        worker_threads(self._client)
+                        self._send_again(waiting)
                         looked = time.monotonic()
-                for answer in answers:
-                    n_bytes = packed_bytes(answer)
-                    with self._lock:
-                        self.bytes_moved += n_bytes
-                    yield answer
+                for each in done:
+                    del waiting[each]
+                done = set()
+                while answers:
+                    self._count_bytes(answers[-1])
+                    yield answers.pop()
         finally:
             if waiting:
                 with contextlib.suppress(Exception):
-                    self._client.cancel(list(waiting))
-            done, waiting = set(), set()  # an error keeps this frame, and would keep the answers
+                    self._client.cancel([sent.future for sent in waiting.values()])
+            done, answers = set(), []  # an error keeps this frame, and would keep the answers
+            waiting.clear()
+
+    def _send_again(self, waiting: dict[_Answer, _Sent]) -> None:
+        """Send to any worker what waits for one that is gone; raises where there is none.
+
+        While no worker runs, the scheduler puts a task with a preference aside, and takes it up
+        again for no other worker than that.
+        """
+        workers = worker_threads(self._client)
+        for answer, sent in list(waiting.items()):
+            if sent.address is not None and sent.address not in workers:
+                again = self._send(sent.part, None)
+                self._client.cancel([sent.future])
+                del waiting[answer]
+                waiting.update([again])
 
     def _join(self) -> None:
         """Have every worker serve the catalog, those that come later as well; once."""

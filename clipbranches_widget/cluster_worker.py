@@ -3,12 +3,18 @@
 Each worker opens the catalog's files at the same path as the client, by the client's manifest, so
 that all see the same rows whatever a writer does meanwhile. A request names the shards it is about
 and any worker can answer it: where one is lost, another maps the same files.
+
+Dask takes pages of files that are mapped for memory of the worker, and pauses and restarts it over
+them. So files are closed when much is in use, and when nobody has asked for long: nothing tells a
+worker of clients that ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -28,6 +34,12 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+KEPT_OPEN_S = 600.0
+"""How long the files of a catalog stay open that nobody asks for, while others are asked for."""
+
+MAX_USED = 0.5
+"""Part of a worker's memory limit from which on no file stays open after a request."""
 
 N_GROUPS_KEPT = 4
 """Groups of shards whose column index stays open: one, until workers come or go."""
@@ -57,6 +69,10 @@ class Served(WorkerPlugin):
         As the client read it.
     """
 
+    _catalog: Catalog | None
+    _shards: dict[int, ShardIndex]
+    _groups: dict[tuple[int, ...], ColumnIndex]
+
     def __init__(self, name: str, path: Path, manifest: Manifest) -> None:
         self.name = name
         self._path, self._manifest, self._version = path, manifest, __version__
@@ -65,17 +81,34 @@ class Served(WorkerPlugin):
         """Get ready; nothing is opened before it is asked for, so nothing can fail here."""
         self._address, self._n_threads = worker.address, worker.state.nthreads
         self._lock = threading.RLock()
-        self._catalog: Catalog | None = None
-        self._shards: dict[int, ShardIndex] = {}
-        self._groups: dict[tuple[int, ...], ColumnIndex] = {}
-        self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="clipbranches-shards")
+        self._n_users, self._used_at = 0, time.monotonic()
+        self._start_empty()
         self.loader = EngineLoader()
         self.loader.start()
 
     def teardown(self, worker: Any) -> None:  # noqa: ARG002 - the signature is distributed's
         """Let go of the files."""
-        self._pool.shutdown(wait=False)
-        self._catalog, self._shards, self._groups = None, {}, {}
+        with self._lock:
+            self._pool.shutdown(wait=False)
+            self._start_empty()
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Keep the files that are opened meanwhile."""
+        with self._lock:
+            self._n_users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_users -= 1
+                self._used_at = time.monotonic()
+
+    def let_go(self, unused_s: float = 0.0) -> None:
+        """Close the files, unless they are in use, or were within so many seconds."""
+        with self._lock:
+            if not self._n_users and time.monotonic() - self._used_at >= unused_s:
+                self.teardown(None)
 
     @property
     def catalog(self) -> Catalog:
@@ -128,6 +161,10 @@ class Served(WorkerPlugin):
             return [work(item) for item in items]
         return list(self._pool.map(work, items))
 
+    def _start_empty(self) -> None:
+        self._catalog, self._shards, self._groups = None, {}, {}
+        self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="clipbranches-shards")
+
     def _opened(self) -> Catalog:
         if self._version != __version__:
             raise ClusterError(
@@ -157,4 +194,12 @@ def serve(name: str, request: Request) -> dict[int, Any]:
             f"expected worker {worker.address} to serve {name}, but it does not: open the catalog "
             "again with cb.open(path, client=client)"
         )
-    return request.answer(served)
+    try:
+        with served.used():
+            return request.answer(served)
+    finally:
+        limit = worker.memory_manager.memory_limit
+        is_much = limit and worker.monitor.get_process_memory() > MAX_USED * limit
+        for each in list(worker.plugins.values()):
+            if isinstance(each, Served):
+                each.let_go(0.0 if is_much else KEPT_OPEN_S)

@@ -12,7 +12,6 @@ import glob
 import itertools
 import os
 import re
-import shutil
 import sys
 import tarfile
 import zipfile
@@ -141,11 +140,17 @@ def current_bytes(url: str) -> bytes | None:
     return data
 
 
-def copy_here(url: str, file: Path) -> None:
-    """Write the content of a remote file to a new local one; raises as `open_file` does."""
+def copy_here(url: str, file: Path, *, most: int) -> None:
+    """Write the content of a remote file to a new local one; raises as `open_file` does.
+
+    At most one byte more than `most` is written, so that a file that is too large is seen to be.
+    """
+    n_left = most + 1
     with open_file(url) as stream, file.open("wb") as target:
         try:
-            shutil.copyfileobj(stream, target, _COPY_BYTES)
+            while n_left > 0 and (block := stream.read(min(n_left, _COPY_BYTES))):
+                target.write(block)
+                n_left -= len(block)
         except driver_errors() as error:
             raise CatalogError(f"{url}: cannot be read: {reason(error)}") from error
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
+import clipbranches_widget as cb
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.labels import LabelSet
 
@@ -21,6 +22,13 @@ def build(path, n_rows, rows_per_shard, *, seed=0):
     return from_embeddings(
         embeddings.astype(np.float32), path, items=items, rows_per_shard=rows_per_shard
     )
+
+
+def remove_some(path):
+    """Remove rows here and there; return the path."""
+    rng = np.random.default_rng(3)
+    cb.remove(path, rng.choice(len(cb.open(path)), 500, replace=False))
+    return path
 
 
 def labels_near(index, row, *, n=8):

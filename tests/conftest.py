@@ -14,6 +14,16 @@ def rng():
     return np.random.default_rng(20240613)
 
 
+@pytest.fixture(scope="session")
+def three_shards(tmp_path_factory):
+    """Return the path of a catalog of three shards with removed rows, large enough for graphs."""
+    from cluster_rig import build, remove_some
+
+    path = tmp_path_factory.mktemp("catalogs") / "three.cbcat"
+    build(path, 28_000, 12_000)
+    return remove_some(path)
+
+
 @pytest.fixture
 def explore(monkeypatch):
     """Return a function that makes an Explorer with a comm to nowhere; all closed at the end."""

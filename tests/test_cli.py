@@ -411,3 +411,16 @@ def wait_for_address(server, log, port):
                 return found[1]
         time.sleep(0.2)
     raise AssertionError(f"no server within {SERVER_START_S} s:\n{log.read_text()[-3000:]}")
+
+
+def test_text_of_catalogs_cannot_act_on_the_terminal(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    captions = ["red\x1b[2J", "two\nlines", "a\tb", "\u202egnp.exe"]
+    items = pd.DataFrame({"uri": list("abcd"), "caption": captions})
+    vectors = np.repeat(rng.standard_normal((1, 8)), 4, axis=0)
+    path = cb.from_embeddings(vectors, tmp_path / "a.cbcat", items=items).path
+    assert main(["duplicates", str(path), "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.split("\t") for line in lines if line.count("\t")]
+    assert [len(parts) for parts in told] == [5] * len(told)
+    assert {parts[4] for parts in told} >= {"two\ufffdlines", "a\ufffdb", "\ufffdgnp.exe"}

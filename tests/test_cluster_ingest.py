@@ -193,8 +193,8 @@ def test_embeddings(clients, tmp_path, workers, n_shards):
 
 
 def test_the_bundled_model_is_loaded_on_workers(clients, sources, tmp_path):
-    options = {"encoder": None, "model": "bundled", "batch_size": 8, "rows_per_shard": 16}
-    readable = [path for n, path in enumerate(reversed(sources["list"])) if n not in BROKEN][:40]
+    options = {"encoder": None, "model": "bundled", "batch_size": 4, "rows_per_shard": 8}
+    readable = [path for n, path in enumerate(reversed(sources["list"])) if n not in BROKEN][:12]
     expected = build(readable, tmp_path / "a.cbcat", **options)
     options |= {"client": clients["threads"], "device": "cpu"}
     catalog = build(readable, tmp_path / "b.cbcat", **options)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from cluster_rig import assert_same, build, labels_near
+from cluster_rig import assert_same, labels_near
 from distributed import Client, LocalCluster
 
 import clipbranches_widget as cb
@@ -27,13 +27,6 @@ def workers():
         yield workers
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("catalogs") / "kills.cbcat"
-    build(path, 30_000, 6_000)
-    return path
-
-
 def kill(workers, client, rng):
     """Kill a worker's process as the kernel would, as soon as all are there."""
     while True:
@@ -46,13 +39,13 @@ def kill(workers, client, rng):
         time.sleep(0.02)
 
 
-def test_a_worker_killed_at_any_stage_changes_nothing(workers, path, rng):
-    local = index_of(cb.open(path))
+def test_a_worker_killed_at_any_stage_changes_nothing(workers, three_shards, rng):
+    local = index_of(cb.open(three_shards))
     local.columns.loader.wait()
     labels = labels_near(local, 4)
     expected = refine(local, labels=labels)
     with Client(workers) as client:
-        far = index_of(cb.open(path, client=client))
+        far = index_of(cb.open(three_shards, client=client))
         for stage in ("teacher", "sample", "index", "rank"):
             killed = []
 
@@ -65,17 +58,17 @@ def test_a_worker_killed_at_any_stage_changes_nothing(workers, path, rng):
             assert killed == [stage]
 
 
-def test_workers_killed_at_random_moments_change_nothing(workers, path, rng):
-    local = index_of(cb.open(path))
+def test_workers_killed_at_random_moments_change_nothing(workers, three_shards, rng):
+    local = index_of(cb.open(three_shards))
     local.columns.loader.wait()
-    every = [labels_near(local, int(row)) for row in rng.integers(0, 30_000, 4)]
+    every = [labels_near(local, int(row)) for row in rng.integers(0, 28_000, 4)]
     vectors = rng.normal(size=(4, 16))
     expected = [
         (vector, search(local.catalog, vector, 60), labels, refine(local, labels=labels))
         for vector, labels in zip(vectors, every, strict=True)
     ]
     with Client(workers) as client, ThreadPoolExecutor(1) as pool:
-        far = index_of(cb.open(path, client=client))
+        far = index_of(cb.open(three_shards, client=client))
 
         def kill_some():
             for _ in range(N_KILLS):

@@ -11,7 +11,8 @@ PACKAGE = Path(clipbranches_widget.__file__).parent
 
 # Lowest first; modules of one line do not import each other.
 LAYERS = [
-    {"errors", "npy", "boxes", "file_lock", "teacher", "kept_threads", "stage_bars", "intervals"},
+    {"errors", "npy", "boxes", "file_lock", "teacher", "kept_threads", "stage_bars", "intervals"}
+    | {"cli_text"},
     {"explorer_lanes", "round_clock", "kept_rows"},
     {"remote", "cluster_client"},
     {"archives", "cells", "openmoji"},
