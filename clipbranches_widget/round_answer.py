@@ -14,13 +14,13 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbranches_widget.box_query import BoxAnswer, BoxPart, join_parts
 from clipbranches_widget.boxes import LeafBox, union_mask
 from clipbranches_widget.branch import Branch
 from clipbranches_widget.conditions import RuleState, column_names, conditions_of
 from clipbranches_widget.index_protocol import Index
 from clipbranches_widget.labels import LabelSet
 from clipbranches_widget.pool import Pool, with_other_sources
+from clipbranches_widget.query_answer import BoxAnswer, BoxPart, join_parts
 from clipbranches_widget.query_plan import BoxStrategy
 from clipbranches_widget.ranking import ranked_at
 from clipbranches_widget.result import Result
