@@ -2,16 +2,20 @@
 
     python benchmarks/growth.py [--rows 1000000] [--dim 512] [--folder DIR]
 
-Random embeddings around 2,000 centres, with content hashes. *append*: 10,000 rows to a catalog of
-``--rows`` in shards of 250,000, without the time of a model. *shards*: 200,000 rows of 128
-dimensions, appended in twenty equal parts, and the same catalog after `compact`: searches by
-vector (k = 60) and rounds of refinement with ten yes and ten no, alternately on both; medians.
-Writes growth.json beside this file.
+Random embeddings around 2,000 centres, with content hashes. *append*: 10,000 rows, three times, to
+a catalog of ``--rows`` (the one that `ingest.py` left in the folder, or a new one in shards of
+250,000), without the time of a model; no old file may be another one afterwards. *shards*: 200,000
+rows of 384 dimensions, appended in twenty equal parts, and the same catalog after `compact`, asked
+in turns: bare searches by vector (k = 60), `Session.search` by text with the bundled model (k = 60,
+written to the session's file), each query twice, of which the second counts, and rounds of
+refinement with ten yes and ten no. Medians of the clock and of the cores' time, which says more
+where others use the machine. Writes growth.json and growth.png beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -19,6 +23,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +31,16 @@ import numpy as np
 import pyarrow as pa
 
 import clipbranches_widget as cb
-from clipbranches_widget.catalog_index import CatalogIndex
+from clipbranches_widget.column_model import vocabulary
+from clipbranches_widget.encoder import bundled_encoder
 from clipbranches_widget.search import search
 
+HERE = Path(__file__).parent
 N_APPENDED, N_SHARDS, N_QUERIES, N_ROUNDS = 10_000, 20, 60, 12
-SMALL_ROWS, SMALL_DIM = 200_000, 128
+SMALL_ROWS, SMALL_DIM = 200_000, 384
+
+Times = list[tuple[float, float]]
+"""Seconds of the clock and of the cores."""
 
 
 def clustered(n_rows: int, dim: int, seed: int) -> np.ndarray:
@@ -54,21 +64,24 @@ def items(first: int, n_rows: int) -> pa.Table:
 
 def append_to_large(folder: Path, n_rows: int, dim: int) -> dict[str, Any]:
     """Append three times to a large catalog."""
-    path = folder / f"large-{n_rows}-{dim}.cbcat"
+    path, ready = folder / f"large-{n_rows}-{dim}.cbcat", folder / f"ingest-{n_rows}-{dim}.cbcat"
+    if not path.exists() and ready.exists():
+        shutil.copytree(ready, path)
     if not path.exists():
         cb.from_embeddings(
             clustered(n_rows, dim, 0), path, items=items(0, n_rows), rows_per_shard=250_000
         )
+    n_shards = len(cb.open(path).shards)
     seconds = []
     for number in range(3):
         n_before = len(cb.open(path))
         rows, lines = clustered(N_APPENDED, dim, number + 1), items(n_before, N_APPENDED)
-        old = {file: file.stat().st_mtime_ns for file in path.rglob("*.npy")}
+        old = files_of(path)
         started = time.perf_counter()
         added = cb.append_embeddings(path, rows, items=lines)
         seconds.append(time.perf_counter() - started)
         assert added.n_added == N_APPENDED
-        assert old == {file: file.stat().st_mtime_ns for file in old}, "an old file changed"
+        assert old.items() <= files_of(path).items(), "an old file changed"
     started = time.perf_counter()
     again = cb.append_embeddings(path, rows, items=lines)
     seconds_again = time.perf_counter() - started
@@ -76,18 +89,26 @@ def append_to_large(folder: Path, n_rows: int, dim: int) -> dict[str, Any]:
     return {
         "rows": n_rows,
         "dim": dim,
+        "shards_before": n_shards,
         "appended": N_APPENDED,
         "seconds": seconds,
         "seconds_of_nothing_new": seconds_again,
     }
 
 
+def files_of(path: Path) -> dict[Path, tuple[int, int, int]]:
+    """Return inode, length and time of change of every file of the shards."""
+    files = [file for file in (path / "shards").rglob("*") if file.is_file()]
+    found = ((file, file.stat()) for file in files)
+    return {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in found}
+
+
 def twenty_and_one(folder: Path) -> tuple[Path, Path]:
     """Return the same catalog in twenty shards and in one."""
-    twenty, one = folder / "twenty.cbcat", folder / "one.cbcat"
+    twenty, one = folder / f"twenty-{SMALL_DIM}.cbcat", folder / f"one-{SMALL_DIM}.cbcat"
     if not one.exists():
         rows, n_each = clustered(SMALL_ROWS, SMALL_DIM, 5), SMALL_ROWS // N_SHARDS
-        cb.from_embeddings(rows[:n_each], twenty)
+        cb.from_embeddings(rows[:n_each], twenty, encoder=bundled_encoder("cpu"))
         for start in range(n_each, SMALL_ROWS, n_each):
             cb.append_embeddings(twenty, rows[start : start + n_each])
         shutil.copytree(twenty, one)
@@ -95,44 +116,108 @@ def twenty_and_one(folder: Path) -> tuple[Path, Path]:
     return twenty, one
 
 
-def compare(paths: tuple[Path, Path]) -> dict[str, Any]:
-    """Search and refine on both, alternately."""
-    catalogs = [cb.open(path) for path in paths]
-    rng = np.random.default_rng(3)
+def timed(times: Times, work: Callable[[], Any]) -> Any:
+    """Do it, and note how long it took."""
+    started, core = time.perf_counter(), time.process_time()
+    outcome = work()
+    times.append((time.perf_counter() - started, time.process_time() - core))
+    return outcome
+
+
+def bare_searches(catalogs: list[cb.Catalog]) -> tuple[list[Times], list[float]]:
+    """Search both by vector, in turns; return times and recall@60."""
+    times: list[Times] = [[] for _ in catalogs]
+    recall: list[list[float]] = [[] for _ in catalogs]
+    everything = catalogs[-1].embeddings.astype(np.float32)
+    everything /= np.linalg.norm(everything, axis=1, keepdims=True)
     queries = clustered(N_QUERIES, SMALL_DIM, 17).astype(np.float32)
-    search_s: list[list[float]] = [[], []]
-    refine_s: list[list[float]] = [[], []]
-    recall: list[list[float]] = [[], []]
-    overlap = []
-    everything = catalogs[0].embeddings.astype(np.float32)
-    norms = np.linalg.norm(everything, axis=1)
-    for query in queries:
-        best = set(np.argsort(-(everything @ query) / norms)[:60].tolist())
+    best = np.argsort(-(queries @ everything.T), axis=1)[:, :60]
+    del everything
+    for number, (query, nearest) in enumerate([*zip(queries, best, strict=True)] * 2):
+        for which in (0, 1) if number % 2 else (1, 0):
+            ask = functools.partial(search, catalogs[which], query, 60)
+            recall[which].append(float(np.isin(nearest, timed(times[which], ask).rows).mean()))
+    return times, [statistics.mean(each) for each in recall]
+
+
+def text_searches(catalogs: list[cb.Catalog], folder: Path) -> list[Times]:
+    """Search both by text as a user does, in turns."""
+    sessions = [cb.Session(catalog, folder / f"text-{len(catalog.shards)}") for catalog in catalogs]
+    times: list[Times] = [[] for _ in catalogs]
+    phrases = vocabulary()[:N_QUERIES]
+    for number, phrase in enumerate([*phrases, *phrases]):
+        for which in (0, 1) if number % 2 else (1, 0):
+            timed(times[which], functools.partial(sessions[which].search, f"a {phrase}"))
+    return times
+
+
+def rounds(catalogs: list[cb.Catalog], folder: Path) -> tuple[list[Times], float]:
+    """Refine on both, in turns; return times and which share of the answers is in both."""
+    rng = np.random.default_rng(3)
+    times: list[Times] = [[] for _ in catalogs]
+    common = []
+    for number in range(N_ROUNDS):
+        row, answers = int(rng.integers(0, SMALL_ROWS)), []
         for which, catalog in enumerate(catalogs):
-            started = time.perf_counter()
-            found = search(catalog, query, 60)
-            search_s[which].append(time.perf_counter() - started)
-            recall[which].append(len(best & set(found.rows.tolist())) / 60)
-    with tempfile.TemporaryDirectory() as sessions:
-        for number in range(N_ROUNDS):
-            row = int(rng.integers(0, SMALL_ROWS))
-            answers = []
-            for which, catalog in enumerate(catalogs):
-                session = cb.Session(catalog, Path(sessions) / f"{number}-{which}.jsonl")
-                hits = session.search(row=row, k=400).rows
-                session.label(positive=hits[:10], negative=hits[200::20])
-                started = time.perf_counter()
-                answers.append(session.refine())
-                refine_s[which].append(time.perf_counter() - started)
-            both = np.intersect1d(answers[0].rows, answers[1].rows)
-            overlap.append(len(both) / max(len(np.union1d(answers[0].rows, answers[1].rows)), 1))
-    return {
-        "shards": [len(catalog.shards) for catalog in catalogs],
-        "search_ms": [1000 * statistics.median(each[5:]) for each in search_s],
-        "refine_ms": [1000 * statistics.median(each[1:]) for each in refine_s],
-        "recall_at_60": [statistics.mean(each) for each in recall],
-        "answers_in_common": statistics.mean(overlap),
-    }
+            session = cb.Session(catalog, folder / f"{number}-{which}.jsonl")
+            session.warm_up()
+            hits = session.search(row=row, k=400).rows
+            session.label(positive=hits[:10], negative=hits[200::20])
+            answers.append(timed(times[which], session.refine))
+        both = np.intersect1d(answers[0].rows, answers[1].rows)
+        common.append(len(both) / max(len(np.union1d(answers[0].rows, answers[1].rows)), 1))
+    return times, statistics.mean(common)
+
+
+def compare(paths: tuple[Path, Path]) -> dict[str, Any]:
+    """Search and refine on both."""
+    catalogs = [cb.open(path) for path in paths]
+    with tempfile.TemporaryDirectory() as name:
+        vector, recall = bare_searches(catalogs)
+        text = text_searches(catalogs, Path(name))
+        round_times, common = rounds(catalogs, Path(name))
+    report: dict[str, Any] = {"shards": [len(catalog.shards) for catalog in catalogs]}
+    report |= {"recall_at_60": recall, "answers_in_common": common}
+    for what, times, n_first in (
+        ("search_by_vector", vector, N_QUERIES),
+        ("session_search_by_text", text, N_QUERIES),
+        ("refine", round_times, 1),
+    ):
+        for kind, unit in enumerate(("ms", "core_ms")):
+            medians = [1000 * statistics.median(t[kind] for t in each[n_first:]) for each in times]
+            ratio = medians[0] / medians[1]
+            report[f"{what}_{unit}"] = {"twenty": medians[0], "one": medians[1], "ratio": ratio}
+    return report
+
+
+def picture(figures: dict[str, Any]) -> None:
+    """Draw the ratios of twenty shards to one, and the appends."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    names = ("search_by_vector", "session_search_by_text", "refine")
+    for offset, unit, label in ((-0.2, "ms", "clock"), (0.2, "core_ms", "cores")):
+        ratios = [figures["shards"][f"{name}_{unit}"]["ratio"] for name in names]
+        bars = left.barh(np.arange(len(names)) + offset, ratios, height=0.36, label=label)
+        left.bar_label(bars, fmt="%.2f", label_type="center", color="white")
+    left.axvline(1.5, color="black", linewidth=0.8, linestyle=":")
+    left.set_yticks(range(len(names)), ["search by vector", "search by text", "refine"])
+    left.invert_yaxis()
+    left.set_xlabel("time of twenty shards, one shard = 1")
+    left.legend(frameon=False)
+    if "append" in figures:
+        append = figures["append"]
+        seconds = [*append["seconds"], append["seconds_of_nothing_new"]]
+        labels = ["first", "second", "third", "nothing new"]
+        bars = right.barh(labels, seconds, color="C2")
+        right.bar_label(bars, [f"{each:.1f}" for each in seconds], padding=3)
+        right.axvline(10, color="black", linewidth=0.8, linestyle=":")
+        right.invert_yaxis()
+        right.set_xlabel("seconds to append 10,000 rows")
+        right.set_title(f"to {append['rows']:,} x {append['dim']}", fontsize="medium")
+    figure.tight_layout()
+    figure.savefig(HERE / "growth.png", dpi=150)
 
 
 def main() -> None:
@@ -148,12 +233,11 @@ def main() -> None:
         figures: dict[str, Any] = {"cpus": os.cpu_count(), "machine": platform.machine()}
         figures["load"] = os.getloadavg()[0]
         paths = twenty_and_one(folder)
-        for path in paths:  # load compiled loops first
-            CatalogIndex(cb.open(path)).columns.loader.wait()
         figures["shards"] = compare(paths)
         print(json.dumps(figures["shards"], indent=1), flush=True)
         if arguments.rows:
             figures["append"] = append_to_large(folder, arguments.rows, arguments.dim)
+        picture(figures)
         text = json.dumps(figures, indent=1)
         print(text)
         Path(__file__).with_suffix(".json").write_text(text + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from clipbranches_widget.embed_source import embed_into
 from clipbranches_widget.encoder import Encoder, EncoderInfo, OpenClipEncoder, bundled_encoder
 from clipbranches_widget.errors import CatalogError
 from clipbranches_widget.map_layout import is_available
+from clipbranches_widget.npy import drop_pages
 from clipbranches_widget.order_check import check_order as compare_with_images
 from clipbranches_widget.sorted_columns import ColumnParts
 from clipbranches_widget.source_arrays import embedding_source
@@ -353,13 +354,15 @@ def unit_blocks(source: EmbeddingSource) -> Iterator[tuple[NDArray[np.float64], 
     first = 0
     for array, items in source.parts():
         for start in range(0, len(array), block_rows):
-            block = np.asarray(array[start : start + block_rows], dtype=np.float64)
+            part = array[start : start + block_rows]
+            block = np.asarray(part, dtype=np.float64)
             row = first + start
             _refuse(row, ~np.isfinite(block).all(axis=1), "finite numbers", "NaN or infinity")
             largest = np.abs(block).max(axis=1, keepdims=True)
             _refuse(row, ~block.any(axis=1), "embeddings with a direction", "all zeros")
             block = block / largest
             block /= np.linalg.norm(block, axis=1, keepdims=True)
+            drop_pages(part)
             yield block, items.slice(start, len(block))
         first += len(array)
 

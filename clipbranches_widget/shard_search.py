@@ -28,6 +28,9 @@ _SCANNED_BELOW = 1_000
 """Rows of a shard of a large catalog that are scanned as quickly as its graph answers."""
 
 _SHARE_SPARE, _MORE = 1.25, 8
+_FULL = 0.95
+"""A shard with so much of what it proposed in the answer may hold more, and is asked again."""
+
 _MIN_EXPANSION = 64
 
 
@@ -140,7 +143,7 @@ def _overfull(catalog: Catalog, plan: Sequence[_Plan], rows: Rows) -> Iterator[i
     in_order = np.sort(rows)
     for shard, asked in zip(catalog.shards, plan, strict=True):
         first, last = np.searchsorted(in_order, (shard.first_row, shard.end))
-        if asked.share.k < asked.whole.k and last - first > asked.share.k / _SHARE_SPARE:
+        if asked.share.k < asked.whole.k and last - first > _FULL * asked.share.k:
             yield shard.number
 
 
