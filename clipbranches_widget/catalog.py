@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipbranches_widget.catalog_map import CatalogMap, current_map
 from clipbranches_widget.catalog_rows import CatalogRows
-from clipbranches_widget.catalog_store import folder_at
+from clipbranches_widget.catalog_store import folder_at, is_remote
 from clipbranches_widget.cluster_client import check_client
 from clipbranches_widget.encoder import EncoderInfo
 from clipbranches_widget.errors import (
@@ -84,6 +84,8 @@ class Catalog(CatalogRows):
         Rows that `remove` hid, ascending.
     client : distributed.Client or None
         Of the cluster whose workers search it; None: this process does.
+    url : str or None
+        Where it was fetched from; None for a folder.
     """
 
     @classmethod
@@ -99,8 +101,9 @@ class Catalog(CatalogRows):
             The folder, or its URL, such as ``s3://bucket/photos.cbcat``: it is fetched once into
             the user's cache folder, and again what is new when the catalog there has grown.
         client : distributed.Client, optional
-            Of a Dask cluster whose machines have the folder at the same path: its workers keep
-            the shards open and search them, and only results move. The answers are the same.
+            Of a Dask cluster whose machines have the folder at the same path, or fetch it from
+            the URL: its workers keep the shards open and search them, and only results move. The
+            answers are the same.
 
         Raises
         ------
@@ -127,6 +130,7 @@ class Catalog(CatalogRows):
             try:
                 check_catalog(folder, manifest)
                 catalog = cls(folder, manifest, client)
+                catalog.url = str(path) if is_remote(path) else None
             except CatalogCorruptError:
                 _let_go(held)
                 newer = read_manifest(folder)

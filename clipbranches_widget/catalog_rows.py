@@ -31,6 +31,7 @@ class CatalogRows:
         self.path = path
         self.manifest = manifest
         self.client = client
+        self.url: str | None = None
         self.shards: tuple[Shard, ...] = tuple(
             Shard(number, path / entry.folder, entry.first_row, entry.n_rows, manifest.dim)
             for number, entry in enumerate(manifest.shards)

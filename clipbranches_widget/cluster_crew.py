@@ -180,7 +180,8 @@ class Crew:
                 return
             from clipbranches_widget.cluster_worker import Served
 
-            served = Served(self._name, self._catalog.path, self._catalog.manifest)
+            catalog = self._catalog
+            served = Served(self._name, catalog.path, catalog.manifest, catalog.url)
             for n_left in reversed(range(JOIN_TRIES)):
                 worker_threads(self._client)
                 try:

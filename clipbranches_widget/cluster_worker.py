@@ -25,8 +25,9 @@ from clipbranches_widget import __version__
 from clipbranches_widget.box_query import ColumnIndex
 from clipbranches_widget.catalog import Catalog
 from clipbranches_widget.catalog_index import ShardIndex
+from clipbranches_widget.catalog_store import folder_at
 from clipbranches_widget.engine import EngineLoader
-from clipbranches_widget.errors import CatalogCorruptError, ClusterError
+from clipbranches_widget.errors import CatalogCorruptError, ClipBranchesError, ClusterError
 from clipbranches_widget.integrity import check_shard_files
 
 if TYPE_CHECKING:
@@ -67,15 +68,18 @@ class Served(WorkerPlugin):
         The catalog's folder, the same on all machines.
     manifest : Manifest
         As the client read it.
+    url : str, optional
+        Where a machine that has no such folder fetches the catalog from, once, into its cache.
     """
 
     _catalog: Catalog | None
     _shards: dict[int, ShardIndex]
     _groups: dict[tuple[int, ...], ColumnIndex]
 
-    def __init__(self, name: str, path: Path, manifest: Manifest) -> None:
+    def __init__(self, name: str, path: Path, manifest: Manifest, url: str | None = None) -> None:
         self.name = name
         self._path, self._manifest, self._version = path, manifest, __version__
+        self._url = url
 
     def setup(self, worker: Any) -> None:
         """Get ready; nothing is opened before it is asked for, so nothing can fail here."""
@@ -130,7 +134,9 @@ class Served(WorkerPlugin):
             if number not in self._shards:
                 shard = self.catalog.shards[number]
                 try:
-                    check_shard_files(self._path, self._manifest.shards[number], SERVED_FILES)
+                    check_shard_files(
+                        self.catalog.path, self._manifest.shards[number], SERVED_FILES
+                    )
                 except CatalogCorruptError as error:
                     raise ClusterError(
                         f"expected on worker {self._address} the files that the client has: {error}"
@@ -171,12 +177,24 @@ class Served(WorkerPlugin):
                 f"expected clipbranches_widget {self._version} on worker {self._address}, found "
                 f"{__version__}: install the same release everywhere and restart the workers"
             )
-        if not self._path.is_dir():
+        return Catalog(self._folder(), self._manifest)
+
+    def _folder(self) -> Path:
+        """Return where the catalog is on this machine; fetches one that came from a URL."""
+        if self._path.is_dir():
+            return self._path
+        if self._url is None:
             raise ClusterError(
                 f"expected the catalog {self._path} on worker {self._address}, found no folder: "
                 "all machines need it at the same path, on shared storage or as a copy"
             )
-        return Catalog(self._path, self._manifest)
+        try:
+            return folder_at(self._url)
+        except ClipBranchesError as error:
+            why = str(error)
+        raise ClusterError(  # outside of the handler: what the driver raised may not travel
+            f"expected worker {self._address} to fetch {self._url}, but it could not: {why}"
+        )
 
 
 def serve(name: str, request: Request) -> dict[int, Any]:

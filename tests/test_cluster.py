@@ -20,7 +20,8 @@ from clipbranches_widget import audit, cluster_crew, cluster_worker
 from clipbranches_widget.catalog_index import CatalogIndex
 from clipbranches_widget.cluster_client import worker_threads
 from clipbranches_widget.cluster_crew import shares
-from clipbranches_widget.cluster_worker import Served
+from clipbranches_widget.cluster_requests import Count
+from clipbranches_widget.cluster_worker import Served, serve
 from clipbranches_widget.errors import Cancelled, ClusterError, MissingPackageError, QueryError
 from clipbranches_widget.kept_rows import KeptRows
 from clipbranches_widget.open_index import index_of
@@ -304,6 +305,26 @@ def alone():
             return [each for each in worker.plugins.values() if isinstance(each, Served)]
 
         yield workers, client, served
+
+
+def test_a_worker_without_the_folder_fetches_the_catalog(small, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = "memory://fetched.cbcat"
+    cb.copy_catalog(small, url, progress=False)
+    _, client, _ = alone
+    catalog = cb.open(url, client=client)
+    assert catalog.url == url
+    gone, request = tmp_path / "not here", Count(tuple(range(len(catalog.shards))))
+    expected = index_of(catalog).stats
+    shutil.rmtree(tmp_path / "cache")  # as on a machine that never had it
+    for name, place in (("with", url), ("without", None), ("wrong", "memory://nothing.cbcat")):
+        client.register_plugin(Served(name, gone, catalog.manifest, place), name=name)
+    found = client.submit(serve, "with", request, pure=False).result()
+    assert np.array_equal(found[0].offsets, expected.offsets)
+    with pytest.raises(ClusterError, match="all machines need it at the same path"):
+        client.submit(serve, "without", request, pure=False).result()
+    with pytest.raises(ClusterError, match=r"to fetch memory://nothing.cbcat, but it could not"):
+        client.submit(serve, "wrong", request, pure=False).result()
 
 
 def start_when(workers, is_so):
