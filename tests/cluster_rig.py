@@ -2,12 +2,19 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 import clipbranches_widget as cb
 from clipbranches_widget.ingest import from_embeddings
 from clipbranches_widget.labels import LabelSet
 
 DIM, N_CENTRES = 16, 40
+
+
+def kills_workers(test):
+    """Mark a test: distributed leaves the sockets of killed workers to the garbage collector."""
+    ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    return ignored(pytest.mark.usefixtures("nothing_left")(test))
 
 
 def build(path, n_rows, rows_per_shard, *, seed=0):

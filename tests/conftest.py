@@ -1,5 +1,7 @@
 """Fixtures every test file shares."""
 
+import gc
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -22,6 +24,13 @@ def three_shards(tmp_path_factory):
     path = tmp_path_factory.mktemp("catalogs") / "three.cbcat"
     build(path, 28_000, 12_000)
     return remove_some(path)
+
+
+@pytest.fixture
+def nothing_left():
+    """Collect what a test left, as long as its filters of warnings hold."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

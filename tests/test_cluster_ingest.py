@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cluster_rig import kills_workers
 from drawn_images import TileEncoder, build, picture
 from word_encoder import WordEncoder, captions
 
@@ -257,6 +258,7 @@ def mortal():
 
 @pytest.mark.parametrize("n_shards", SHARDS)
 @pytest.mark.parametrize("phase", ["part", "index"])
+@kills_workers
 def test_workers_are_killed(mortal, sources, serial, tmp_path, rng, phase, n_shards):  # noqa: PLR0917
     made, client = mortal
 
@@ -310,6 +312,7 @@ class DeadlyEncoder(TileEncoder):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@kills_workers
 def test_a_chunk_that_kills_its_workers_is_named(sources, tmp_path):
     import dask
 

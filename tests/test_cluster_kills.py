@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from cluster_rig import assert_same, labels_near
+from cluster_rig import assert_same, kills_workers, labels_near
 from distributed import Client, LocalCluster
 
 import clipbranches_widget as cb
@@ -39,6 +39,7 @@ def kill(workers, client, rng):
         time.sleep(0.02)
 
 
+@kills_workers
 def test_a_worker_killed_at_any_stage_changes_nothing(workers, three_shards, rng):
     local = index_of(cb.open(three_shards))
     local.columns.loader.wait()
@@ -58,6 +59,7 @@ def test_a_worker_killed_at_any_stage_changes_nothing(workers, three_shards, rng
             assert killed == [stage]
 
 
+@kills_workers
 def test_workers_killed_at_random_moments_change_nothing(workers, three_shards, rng):
     local = index_of(cb.open(three_shards))
     local.columns.loader.wait()
