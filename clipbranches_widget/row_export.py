@@ -151,43 +151,9 @@ class RowExport:
         progress: Progress | None = None,
         cancel: Event | None = None,
     ) -> CopiedImages:
-        """Write the images into a folder for each label: yes, no, and one for those without.
+        """Write the images into a folder for each label: see `Result.to_imagefolder`.
 
-        What `torchvision.datasets.ImageFolder` and Hugging Face's ``load_dataset(folder)`` read,
-        and `Session.import_labels` reads back: move files between the folders, and import it. All
-        file names differ, across the folders, and are made harmless as for `copy_images`. The
-        folder appears complete or not at all.
-
-        Parameters
-        ----------
-        folder
-            A new folder, or an empty one.
-        labels
-            The labels, such as ``session.labels``; by default those it comes with: of a round
-            those that it learned from, of a search none.
-        unlabelled
-            Folder of the images without a label; None leaves them out.
-        link
-            Make symbolic links to the files instead of copies.
-        metadata
-            Write ``metadata.jsonl``, a line an image with ``file_name``, ``label`` and the other
-            columns, and a ``README.md`` that tells `datasets` to read all files.
-        progress
-            Called with a stage's name and the fraction done.
-        cancel
-            Set it to stop after the image in flight; nothing is left behind.
-
-        Returns
-        -------
-        CopiedImages
-            What was written, and what was left out with the reason, by row.
-
-        Raises
-        ------
-        ExportError
-            If the folder holds something or cannot be written, or `unlabelled` is no name for one.
-        Cancelled
-            If `cancel` was set.
+        Without `labels`, those that the rows come with.
         """
         known = self._labels(labels)
         rows = self.rows.tolist()

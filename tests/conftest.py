@@ -34,14 +34,22 @@ def nothing_left():
 
 
 @pytest.fixture
-def explore(monkeypatch):
-    """Return a function that makes an Explorer with a comm to nowhere; all closed at the end."""
+def comm_class():
+    """Return what stands for the channel to the browser: one to nowhere."""
+    from explorer_rig import SilentComm
+
+    return SilentComm
+
+
+@pytest.fixture
+def explore(monkeypatch, comm_class):
+    """Return a function that makes an Explorer without a browser; all closed at the end."""
     import comm
-    from explorer_rig import SilentComm, settle
+    from explorer_rig import settle
 
     from clipbranches_widget.explorer import Explorer
 
-    monkeypatch.setattr(comm, "create_comm", SilentComm)
+    monkeypatch.setattr(comm, "create_comm", comm_class)
     made = []
 
     def make(source):

@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 
-import comm
 import numpy as np
 import pytest
 from comm.base_comm import BaseComm
@@ -66,19 +65,8 @@ def session(catalog, tmp_path):
 
 
 @pytest.fixture
-def explore(monkeypatch):
-    """Return a function that makes an Explorer with a recording comm; all closed at the end."""
-    monkeypatch.setattr(comm, "create_comm", RecordingComm)
-    made = []
-
-    def make(source):
-        made.append(Explorer(source))
-        settle(made[-1])
-        return made[-1]
-
-    yield make
-    for explorer in made:
-        explorer.close()
+def comm_class():
+    return RecordingComm
 
 
 def settle(*explorers):

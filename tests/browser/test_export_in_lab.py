@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -45,10 +44,6 @@ def nb(shared):
     assert shared.console == []
 
 
-def kernel_json(nb, expression):
-    return json.loads(nb.run_cell(f"import json; print(json.dumps({expression}))"))
-
-
 def written(panel):
     """Return what the panel says was written."""
     said = panel.locator(".cbw-export-said bdi")
@@ -60,8 +55,8 @@ def test_a_table_is_written_where_the_panel_says(nb, artifacts):
     explorer = nb.explorer()
     nb.wait_painted(explorer)
     panel = explorer.locator(".cbw-export")
-    folder = Path(kernel_json(nb, "folder"))
-    n_found = kernel_json(nb, "len(session.result)")
+    folder = Path(nb.value("folder"))
+    n_found = nb.value("len(session.result)")
     path = panel.get_by_role("textbox", name="File to write")
     assert path.input_value() == "striped-bird-result.parquet"
     assert str(folder) in panel.locator(".cbw-export-where").inner_text()
@@ -75,7 +70,7 @@ def test_a_table_is_written_where_the_panel_says(nb, artifacts):
     panel.get_by_role("button", name="Write").click()
     file = folder / "striped-bird-result.parquet"
     assert written(panel) == f"{n_found:,} rows written to {file}"
-    assert pd.read_parquet(file)["row"].tolist() == kernel_json(nb, "session.result.rows.tolist()")
+    assert pd.read_parquet(file)["row"].tolist() == nb.value("session.result.rows.tolist()")
     nb.shot(artifacts, "export-panel", explorer)
     nb.theme("JupyterLab Dark")
     nb.page.set_viewport_size({"width": 620, "height": 1000})
@@ -85,7 +80,7 @@ def test_a_table_is_written_where_the_panel_says(nb, artifacts):
 def test_an_existing_file_is_kept_until_the_box_is_ticked(nb):
     explorer = nb.explorer()
     panel = explorer.locator(".cbw-export")
-    folder = Path(kernel_json(nb, "folder"))
+    folder = Path(nb.value("folder"))
     (folder / "mine.csv").write_text("mine")
     panel.get_by_label("Format").select_option("csv")
     panel.get_by_label("What to write").select_option("yes")
@@ -99,12 +94,12 @@ def test_an_existing_file_is_kept_until_the_box_is_ticked(nb):
     panel.get_by_role("button", name="Write").click()
     assert written(panel) == f"5 rows written to {folder / 'mine.csv'}"
     rows = pd.read_csv(folder / "mine.csv")["row"].tolist()
-    assert sorted(rows) == kernel_json(nb, "session.labels.positive.tolist()")
+    assert sorted(rows) == nb.value("session.labels.positive.tolist()")
 
 
 def test_images_go_into_a_folder_for_each_rule(nb):
     panel = nb.explorer().locator(".cbw-export")
-    folder = Path(kernel_json(nb, "folder"))
+    folder = Path(nb.value("folder"))
     panel.get_by_label("Format").select_option("images")
     panel.get_by_label("a folder for each rule").check()
     path = panel.get_by_role("textbox", name="Folder to write to")
@@ -114,14 +109,14 @@ def test_images_go_into_a_folder_for_each_rule(nb):
     files = sorted(folder.glob("striped-bird-result/R*/*.png"))
     assert said.startswith(f"{len(files)} images written to {folder / 'striped-bird-result'}")
     rows = {int(file.stem) for file in files}
-    assert rows == {row for row in kernel_json(nb, "list(session.result)") if row % 10 != 9}
+    assert rows == {row for row in nb.value("list(session.result)") if row % 10 != 9}
 
 
 def test_labels_go_out_as_folders_and_come_back_from_a_file(nb, artifacts):
     explorer = nb.explorer()
     panel = explorer.locator(".cbw-export")
-    folder = Path(kernel_json(nb, "folder"))
-    labels = kernel_json(nb, "session.labels.to_dict()")
+    folder = Path(nb.value("folder"))
+    labels = nb.value("session.labels.to_dict()")
     panel.get_by_label("What to write").select_option("labels")
     assert "Contact sheet (HTML)" not in panel.get_by_label("Format").inner_text()
     panel.get_by_label("Format").select_option("imagefolder")
@@ -145,7 +140,7 @@ def test_labels_go_out_as_folders_and_come_back_from_a_file(nb, artifacts):
     n = len(kept)
     assert said.inner_text().startswith(f"turned.csv: {n} labels matched ({n} by path)")
     assert "1 not in the catalog: <img src=x onerror=alert(1)>" in said.inner_text()
-    turned = kernel_json(nb, "session.labels.to_dict()")
+    turned = nb.value("session.labels.to_dict()")
     assert set(turned["positive"]) == {row for row in labels["negative"] if row % 10 != 9}
     assert set(turned["negative"]) == {row for row in labels["positive"] if row % 10 != 9}
     nb.shot(artifacts, "export-labels-in", explorer)
@@ -153,12 +148,12 @@ def test_labels_go_out_as_folders_and_come_back_from_a_file(nb, artifacts):
     nb.page.set_viewport_size({"width": 700, "height": 1000})
     nb.shot(artifacts, "export-labels-in-dark-narrow", explorer)
     nb.run_cell("_ = session.undo()")
-    assert kernel_json(nb, "len(session.labels)") == 0
+    assert nb.value("len(session.labels)") == 0
 
 
 def test_a_file_without_labels_says_what_was_expected(nb):
     explorer = nb.explorer()
-    folder = Path(kernel_json(nb, "folder"))
+    folder = Path(nb.value("folder"))
     (folder / "other.csv").write_text("path,verdict\n1.png,yes\n")
     explorer.locator(".cbw-export input[type=file]").set_input_files(folder / "other.csv")
     alert = explorer.get_by_role("alert")
@@ -171,10 +166,10 @@ def test_the_copied_code_makes_the_state_anew(nb):
     panel.get_by_role("button", name="Copy as code").click()
     panel.get_by_role("button", name="Copied").wait_for()
     code = nb.page.evaluate("navigator.clipboard.readText()")
-    assert code == kernel_json(nb, "session.to_code()")
+    assert code == nb.value("session.to_code()")
     assert code == panel.get_by_label("Code that makes this state anew").input_value()
     nb.run_cell(f"again = {{}}\nexec({code!r}, again)")
-    assert kernel_json(nb, "list(again['result'])") == kernel_json(nb, "list(session.result)")
+    assert nb.value("list(again['result'])") == nb.value("list(session.result)")
     # The next label shows in the code at once.
     nb.image_cell(nb.explorer(), 8).get_by_role("button", name="Mark no").click()
     row = nb.rows_shown(nb.explorer())[8]

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-TESTS = Path(__file__).parents[1]
-SETUP = """
-import pathlib, sys, tempfile
-sys.path.insert(0, {tests!r})
-from word_encoder import WordEncoder
-from clipbranches_widget.catalog import Catalog
-from clipbranches_widget.explorer import Explorer
-from clipbranches_widget.session import Session
-catalog = Catalog.open({catalog!r})
-"""
 NEW_SESSION = """
 path = pathlib.Path(tempfile.mkdtemp()) / "session.jsonl"
 session = Session(catalog, path, encoder=WordEncoder())
@@ -31,9 +18,8 @@ LABELS = "[session.labels.positive.tolist(), session.labels.negative.tolist()]"
 
 
 @pytest.fixture(scope="module")
-def shared(open_shared_notebook, word_catalog):
-    setup = SETUP.format(tests=str(TESTS), catalog=str(word_catalog))
-    return open_shared_notebook([setup, NEW_SESSION, "explorer"])
+def shared(open_shared_notebook, word_setup):
+    return open_shared_notebook([word_setup, NEW_SESSION, "explorer"])
 
 
 @pytest.fixture
@@ -48,20 +34,6 @@ def nb(shared):
     assert shared.console == []
 
 
-def kernel(nb, expression):
-    return json.loads(nb.run_cell(f"import json; print(json.dumps({expression}))"))
-
-
-def wait_kernel(nb, expression, expected):
-    """Wait until an expression in the kernel has a value; clicks arrive after the browser."""
-    for _ in range(50):
-        value = kernel(nb, expression)
-        if value == expected:
-            return
-        nb.page.wait_for_timeout(100)
-    assert value == expected
-
-
 def toggle(explorer):
     return explorer.get_by_role("checkbox", name="Group near-duplicates")
 
@@ -69,7 +41,7 @@ def toggle(explorer):
 def group(explorer, nb):
     """Group near-duplicates; return the text that counts them, once it is there."""
     toggle(explorer).check()
-    n_groups = kernel(nb, "len(grouped)")
+    n_groups = nb.value("len(grouped)")
     text = f"150 images in {n_groups} groups"
     explorer.locator(".cbw-grouping-text", has_text=text).wait_for()
     return text
@@ -93,27 +65,27 @@ def widest(explorer):
 def test_near_duplicates_are_folded_and_come_back(nb, artifacts):
     explorer = nb.explorer()
     assert not toggle(explorer).is_checked()
-    assert nb.rows_shown(explorer) == kernel(nb, "hits.rows[:60].tolist()")
+    assert nb.rows_shown(explorer) == nb.value("hits.rows[:60].tolist()")
     group(explorer, nb)
-    assert nb.rows_shown(explorer) == kernel(nb, "grouped.rows[:60].tolist()")
-    most, n_folded = kernel(nb, "[most, grouped.groups.count(most)]")
+    assert nb.rows_shown(explorer) == nb.value("grouped.rows[:60].tolist()")
+    most, n_folded = nb.value("[most, grouped.groups.count(most)]")
     badge = cell_of(explorer, most).get_by_role("button", name=f"Show its {n_folded} near")
     assert badge.inner_text().strip() == f"+{n_folded}"
     assert f"stands for {n_folded} more" in cell_of(explorer, most).get_attribute("aria-label")
-    assert explorer.locator(".cbw-folded").count() == kernel(
-        nb, "sum(row in grouped.groups for row in grouped.rows[:60].tolist())"
+    assert explorer.locator(".cbw-folded").count() == nb.value(
+        "sum(row in grouped.groups for row in grouped.rows[:60].tolist())"
     )
     nb.wait_painted(explorer)
     nb.shot(artifacts, "groups-page", explorer)
     toggle(explorer).uncheck()
     explorer.locator(".cbw-folded").first.wait_for(state="detached")
-    assert nb.rows_shown(explorer) == kernel(nb, "hits.rows[:60].tolist()")
+    assert nb.rows_shown(explorer) == nb.value("hits.rows[:60].tolist()")
 
 
 def test_a_group_opens_and_all_of_it_is_labelled_and_undone_as_one(nb, artifacts):
     explorer = nb.explorer()
     group(explorer, nb)
-    most, members = kernel(nb, "[most, members]")
+    most, members = nb.value("[most, members]")
     cell_of(explorer, most).locator(".cbw-folded").click()
     dialog = explorer.get_by_role("dialog", name=f"{len(members)} near-duplicates")
     dialog.wait_for()
@@ -121,19 +93,19 @@ def test_a_group_opens_and_all_of_it_is_labelled_and_undone_as_one(nb, artifacts
     nb.wait_painted(explorer)
     nb.shot(artifacts, "groups-open", explorer)
     dialog.get_by_role("button", name="Label the whole group yes").click()
-    wait_kernel(nb, LABELS, [sorted(members), []])
-    n_events = kernel(nb, "len(session.history)")
+    nb.wait_value(LABELS, [sorted(members), []])
+    n_events = nb.value("len(session.history)")
     dialog.get_by_role("button", name="Label the whole group no", exact=True).click()
-    wait_kernel(nb, LABELS, [[], sorted(members)])
-    assert kernel(nb, "len(session.history)") == n_events + 1
+    nb.wait_value(LABELS, [[], sorted(members)])
+    assert nb.value("len(session.history)") == n_events + 1
     nb.shot(artifacts, "groups-labelled", explorer)
     nb.page.keyboard.press("z")
-    wait_kernel(nb, LABELS, [sorted(members), []])
+    nb.wait_value(LABELS, [sorted(members), []])
     last = dialog.locator(".cbw-group-tile").last
     last.get_by_role("button", name="no", exact=True).click()
-    wait_kernel(nb, LABELS, [sorted(members[:-1]), members[-1:]])
+    nb.wait_value(LABELS, [sorted(members[:-1]), members[-1:]])
     nb.page.keyboard.press("u")
-    wait_kernel(nb, LABELS, [[], []])
+    nb.wait_value(LABELS, [[], []])
     nb.page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
     nb.page.wait_for_function(
@@ -144,7 +116,7 @@ def test_a_group_opens_and_all_of_it_is_labelled_and_undone_as_one(nb, artifacts
 def test_keys_work_on_the_folded_page(nb):
     explorer = nb.explorer()
     group(explorer, nb)
-    most, members = kernel(nb, "[most, members]")
+    most, members = nb.value("[most, members]")
     cell_of(explorer, most).focus()
     nb.page.keyboard.press("g")
     dialog = explorer.get_by_role("dialog", name=f"{len(members)} near-duplicates")
@@ -159,7 +131,7 @@ def test_keys_work_on_the_folded_page(nb):
         "row => document.activeElement?.dataset?.row === String(row)", arg=most
     )
     nb.page.keyboard.press("y")
-    wait_kernel(nb, LABELS, [[most], []])
+    nb.wait_value(LABELS, [[most], []])
     rows = nb.rows_shown(explorer)
     following = rows[rows.index(most) + 1]
     nb.page.wait_for_function(
@@ -173,7 +145,7 @@ def test_keys_work_on_the_folded_page(nb):
 def test_a_picture_of_a_group_is_zoomed(nb):
     explorer = nb.explorer()
     group(explorer, nb)
-    most = kernel(nb, "most")
+    most = nb.value("most")
     cell_of(explorer, most).locator(".cbw-folded").click()
     explorer.locator(".cbw-group-tile .cbw-thumb").last.click()
     explorer.locator(".cbw-zoom").wait_for()
@@ -187,10 +159,10 @@ def test_a_round_is_folded_and_labels_are_not(nb):
     group(explorer, nb)
     nb.run_cell("session.label(positive=hits.rows[:6], negative=hits.rows[100:106])")
     nb.run_cell("result = session.refine()")
-    n_images, n_groups = kernel(nb, "[len(result), len(result.grouped(0.6))]")
+    n_images, n_groups = nb.value("[len(result), len(result.grouped(0.6))]")
     text = f"{n_images} images in {n_groups} groups"
     explorer.locator(".cbw-grouping-text", has_text=text).wait_for()
-    assert nb.rows_shown(explorer) == kernel(nb, "result.grouped(0.6).rows[:60].tolist()")
+    assert nb.rows_shown(explorer) == nb.value("result.grouped(0.6).rows[:60].tolist()")
     explorer.get_by_role("button", name="Yes 6").click()
     explorer.locator(".cbw-grouping-text", has_text="not for this list").wait_for()
     explorer.get_by_role("button", name="Search 150").click()
@@ -212,7 +184,7 @@ def test_looks(nb, artifacts, theme, width):
     nb.wait_painted(explorer)
     nb.shot(artifacts, f"groups-{theme}-{width}", explorer)
     assert widest(explorer) <= 0
-    most = kernel(nb, "most")
+    most = nb.value("most")
     cell_of(explorer, most).locator(".cbw-folded").click()
     explorer.get_by_role("dialog").wait_for()
     nb.wait_painted(explorer)
